@@ -1,0 +1,17 @@
+"""Execute notebooks in place, clean and export them: `python .ci/execute.py nbs/0_base/00_core.ipynb ...` (none named: all)."""
+import sys
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbdev.clean import nbdev_clean
+from nbdev.export import nb_export
+
+ROOT = Path(__file__).resolve().parent.parent
+for p in [Path(a).resolve() for a in sys.argv[1:]] or sorted((ROOT/'nbs').rglob('[0-9i]*.ipynb')):
+    nb = nbformat.read(p, 4)
+    nb_export(p, lib_path=ROOT/'headnb')
+    NotebookClient(nb, timeout=3600, kernel_name='python3', resources={'metadata': {'path': str(p.parent)}}).execute()
+    nbformat.write(nb, p)
+    nbdev_clean(p)
+    print('executed', p.relative_to(ROOT))
