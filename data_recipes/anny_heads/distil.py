@@ -147,14 +147,17 @@ def axis_angle(r):
     return np.zeros(3) if a < 1e-6 else a/(2*np.sin(a))*np.array([r[2, 1]-r[1, 2], r[0, 2]-r[2, 0], r[1, 0]-r[0, 1]])
 
 
-def jaw_weights(v, offset, lower_teeth, hinge):
-    """Skinning weights of the jaw read off the action jawOpen: which fraction of the rigid motion of the lower teeth (about the hinge) each vertex follows -> (weights [v], rotation angle)."""
-    r, _, _ = rigid(v[lower_teeth], v[lower_teeth] + offset[lower_teeth])
-    turn = axis_angle(r)
-    move = (v - hinge)@r.T - (v - hinge)
-    shift = (offset[lower_teeth] - move[lower_teeth]).mean(0)
-    move = move + shift
-    return np.clip((offset*move).sum(1)/np.maximum((move**2).sum(1), 1e-8), 0, 1)*(np.abs(offset).sum(1) > 1e-7), turn
+def jaw_turn(teeth, offset):
+    """Axis-angle of the rigid motion that jawOpen gives the lower teeth [k,3], and the point on the plane x = 0 that it leaves where it is: the hinge."""
+    r, ca, cb = rigid(teeth, teeth + offset)
+    return axis_angle(r), np.concatenate([[0], np.linalg.lstsq((np.eye(3) - r)[1:, 1:], (cb - r@ca)[1:], rcond=None)[0]])
+
+
+def jaw_weights(v, offset, turn, hinge):
+    """Skinning weights of the jaw read off the action jawOpen: the fraction of the rigid motion (turn about the hinge) that each vertex follows [v]."""
+    from scipy.spatial.transform import Rotation
+    move = (v - hinge)@Rotation.from_rotvec(turn).as_matrix().T - (v - hinge)
+    return np.clip((offset*move).sum(1)/np.maximum((move**2).sum(1), 1e-8), 0, 1)*(np.abs(offset).sum(1) > 1e-7)
 
 
 def sphere_centre(p):
@@ -163,7 +166,7 @@ def sphere_centre(p):
     return np.linalg.lstsq(a, (p**2).sum(1), rcond=None)[0][:3]
 
 
-def regress(points, verts, choose, ridge=1e-4):
+def regress(points, verts, choose, ridge=1e-6):
     """Row of a joint regressor: weights over the vertices `choose` that sum to one and reproduce the joint [n,3] from the vertices [n,v,3] of n people."""
     x = verts[:, choose].transpose(0, 2, 1).reshape(-1, len(choose)).astype(np.float64); y = points.reshape(-1).astype(np.float64)
     w0 = np.full(len(choose), 1/len(choose)); n = len(choose)
@@ -337,15 +340,16 @@ def main(out, cache=None):
     # joints
     group_of = np.concatenate([np.full(len(c), k) for k, c in enumerate(cubes.values())]); joint_cube = {k: x[:, nv:][:, group_of == i].mean(1) for i, k in enumerate(cubes)}
     neck_joint = .45*joint_cube['neck'] + .55*joint_cube['head']; pick = lambda p, m, k: np.flatnonzero(m)[np.argsort(((mean[m] - p)**2).sum(1), kind='stable')[:k]]
-    hinge0 = joint_cube['jaw'].mean(0)*[0, 1, 1]; rows = np.zeros((5, nv))
+    open_jaw = exp[..., names.index('jawOpen')].astype(np.float64); turn, hinge = jaw_turn(mean[low_teeth].astype(np.float64), open_jaw[low_teeth])
+    jaw_joint = joint_cube['jaw'] + (hinge - joint_cube['jaw'].mean(0)); rows = np.zeros((5, nv))
     eyes_c = [np.stack([sphere_centre(p) for p in verts[:, i].astype(np.float64)]) for i in (left_eye, right_eye)]
     around = lambda p, m, k: (lambda a: np.unique(np.concatenate([a, mirror[a]])))(pick(p, m, k))
     rows[0] = rows[1] = regress(neck_joint, verts, around(neck_joint.mean(0), body & (neck_w > .05) & (vmask['mouth'] < .1), 120))
-    rows[2] = regress(joint_cube['jaw'], verts, around(hinge0, body & (neck_w > .9), 160))
+    rows[2] = regress(jaw_joint, verts, around(hinge, body & (neck_w > .9), 160))
     for j, i, c in ((3, left_eye, eyes_c[0]), (4, right_eye, eyes_c[1])): rows[j] = regress(c, verts, i)
-    err = [np.abs(np.einsum('v,nvc->nc', rows[j], verts) - y).max() for j, y in ((1, neck_joint), (2, joint_cube['jaw']), (3, eyes_c[0]), (4, eyes_c[1]))]
+    err = [np.abs(np.einsum('v,nvc->nc', rows[j], verts) - y).max() for j, y in ((1, neck_joint), (2, jaw_joint), (3, eyes_c[0]), (4, eyes_c[1]))]
     # skinning
-    jaw, jaw_turn = jaw_weights(mean.astype(np.float64), exp[..., names.index('jawOpen')].astype(np.float64), low_teeth, rows[2]@mean)
+    jaw = jaw_weights(mean.astype(np.float64), open_jaw, turn, hinge)
     jaw = .5*(jaw + jaw[mirror]); jaw[low_teeth] = 1; jaw[up_teeth] = 0
     weights = np.zeros((nv, 5)); weights[:, 2] = np.minimum(jaw, neck_w); weights[:, 1] = neck_w - weights[:, 2]; weights[:, 0] = 1 - neck_w
     for j, i in ((3, left_eye), (4, right_eye)): weights[i] = 0; weights[i, j] = 1
@@ -369,13 +373,13 @@ def main(out, cache=None):
     lmk_f, lmk_b = landmarks(mean.astype(np.float64), f, face_part, lip_at, weights[:, 2], centres)
     half_float = lambda a: np.asarray(a, np.float32).astype(np.float16)
     arrays = dict(v_template=mean.astype(np.float32), f=f.astype(np.uint16), shapedirs=half_float(shapedirs), expdirs=half_float(exp), J_regressor=rows.astype(np.float32),
-        kintree_table=np.array([PARENTS, range(5)], np.int64), weights=half_float(weights), uv=half_float(uv), uv_f=tf.astype(np.uint16), face_part=face_part, vertex_part=vertex_part,
+        kintree_table=np.array([PARENTS, range(5)], np.int64), weights=weights.astype(np.float32), uv=half_float(uv), uv_f=tf.astype(np.uint16), face_part=face_part, vertex_part=vertex_part,
         part_names=np.array(PARTS), masks=np.stack([np.round(255*np.clip(soft[k], 0, 1)) for k in MASKS], 1).astype(np.uint8), mask_names=np.array(MASKS), scalp=half_float(scalp),
         expression_names=np.array(names), gaze=gaze.astype(np.float32), eye_dir=half_float(eye_dir), mirror=mirror.astype(np.uint16), lmk_faces_idx=lmk_f.astype(np.int64), lmk_bary_coords=lmk_b.astype(np.float32),
-        joint_names=np.array(JOINTS), shape_std=sd.astype(np.float32), jaw_open=jaw_turn.astype(np.float32), metres_per_unit=np.float32(1/(unit*mean_scale)))
+        joint_names=np.array(JOINTS), shape_std=sd.astype(np.float32), jaw_open=turn.astype(np.float32), metres_per_unit=np.float32(1/(unit*mean_scale)))
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(out, **arrays)
-    print(f'{Path(out).name}: {Path(out).stat().st_size/1e6:.2f} MB, {nv} vertices, {len(f)} faces, {DIRECTIONS} directions hold {explained:.4f} of the variance, joint errors {np.round(err, 4)}, jawOpen turns {np.degrees(jaw_turn)[0]:.1f} degrees, gaze at weight 1 {np.degrees(np.abs(gaze)).max((1, 2))[10:18].round(1)}')
+    print(f'{Path(out).name}: {Path(out).stat().st_size/1e6:.2f} MB, {nv} vertices, {len(f)} faces, {DIRECTIONS} directions hold {explained:.4f} of the variance, joint errors {np.round(err, 4)}, jawOpen turns {np.degrees(turn)[0]:.1f} degrees, gaze at weight 1 {np.degrees(np.abs(gaze)).max((1, 2))[10:18].round(1)}')
 
 
 if __name__ == '__main__':

@@ -7,17 +7,18 @@ __all__ = ['to_uint8', 'image_grid', 'png_bytes', 'resized', 'show_images', 'dep
            'show_planes', 'render_views', 'turntable', 'views', 'strip', 'save_video', 'is_interactive', 'Live',
            'mesh_picture', 'mesh_figure', 'show_mesh', 'Latest', 'OrbitViewer', 'orbit_viewer']
 
-# %% ../../nbs/0_base/02_show.ipynb #01c9faeb
+# %% ../../nbs/0_base/02_show.ipynb #0e1696c0
 import base64, io, json, math, os, tempfile, threading, time
 from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
+from fastcore.basics import patch
 from .core import require, suggest, write_atomic
 from .camera import orbit, project
 
-# %% ../../nbs/0_base/02_show.ipynb #a7bfecd3
+# %% ../../nbs/0_base/02_show.ipynb #46cc2ecd
 def to_uint8(x # [n,c,h,w] or [c,h,w] in -1..1 (c = 1 or 3), or uint8 [n,h,w,3] / [h,w,3]
             ): # uint8 [n,h,w,3]
     "Pixels as bytes, quantised as the released tools do."
@@ -30,7 +31,7 @@ def to_uint8(x # [n,c,h,w] or [c,h,w] in -1..1 (c = 1 or 3), or uint8 [n,h,w,3] 
     x = (x*127.5 + 128).nan_to_num(0).clamp(0, 255).to(torch.uint8).cpu()
     return x.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
 
-# %% ../../nbs/0_base/02_show.ipynb #cbf83da1
+# %% ../../nbs/0_base/02_show.ipynb #33bbeadf
 def image_grid(x,          # pictures, as `to_uint8` takes them
                ncols=None, # pictures per row; None: nearly square
                pad=2       # white pixels between pictures
@@ -46,19 +47,19 @@ def image_grid(x,          # pictures, as `to_uint8` takes them
         out[r*(h + pad):r*(h + pad) + h, c*(w + pad):c*(w + pad) + w] = im
     return out
 
-# %% ../../nbs/0_base/02_show.ipynb #42b35200
+# %% ../../nbs/0_base/02_show.ipynb #618a617b
 def png_bytes(x,        # uint8 [h,w,3]
               limit=None): # bytes; above it the picture is stored with 256 colours
     "A compressed PNG."
-    im = Image.fromarray(x)
     def pack(im):
         f = io.BytesIO()
         im.save(f, 'PNG', optimize=True)
         return f.getvalue()
+    im = Image.fromarray(x)
     data = pack(im)
     return pack(im.quantize(256)) if limit and len(data) > limit else data
 
-# %% ../../nbs/0_base/02_show.ipynb #52d2bf0f
+# %% ../../nbs/0_base/02_show.ipynb #31bee8d3
 def resized(x,    # uint8 [n,h,w,3]
             size  # pixels of the longer side
            ):     # uint8 [n,h',w',3]
@@ -69,7 +70,7 @@ def resized(x,    # uint8 [n,h,w,3]
     how = R.BOX if k < 1 else R.NEAREST if k == int(k) else R.BICUBIC
     return np.stack([np.asarray(Image.fromarray(im).resize((max(1, round(w*k)), max(1, round(h*k))), how)) for im in x])
 
-# %% ../../nbs/0_base/02_show.ipynb #1ab55830
+# %% ../../nbs/0_base/02_show.ipynb #27b17cbb
 def _titled(x, titles): # uint8 [n,h,w,3], n strings
     "A white strip with a line of text above each picture."
     font, out = ImageFont.load_default(11), []
@@ -80,7 +81,7 @@ def _titled(x, titles): # uint8 [n,h,w,3], n strings
         out.append(np.asarray(page))
     return np.stack(out)
 
-# %% ../../nbs/0_base/02_show.ipynb #0f7fa862
+# %% ../../nbs/0_base/02_show.ipynb #8ba2f5c4
 def _show_png(x): # uint8 [h,w,3]
     "Leave one PNG in the notebook."
     from IPython.display import Image as Png, display
@@ -99,7 +100,7 @@ def show_images(x,           # pictures, as `to_uint8` takes them
         x = _titled(x, titles)
     _show_png(image_grid(x, ncols))
 
-# %% ../../nbs/0_base/02_show.ipynb #1727737a
+# %% ../../nbs/0_base/02_show.ipynb #e7eaaf4c
 def depth_picture(depth,      # [n,1,h,w], distance along the ray; 0 or non-finite: nothing there
                   mask=None,  # [n,1,h,w] in 0..1; below one half: nothing there
                   limits=None # (near, far); None: those of the batch
@@ -118,7 +119,7 @@ def show_depth(depth, mask=None, titles=None, ncols=None, size=None):
     "Display depth maps; arguments as `depth_picture` and `show_images`."
     show_images(depth_picture(depth, mask), titles, ncols, size)
 
-# %% ../../nbs/0_base/02_show.ipynb #aa7c8ce1
+# %% ../../nbs/0_base/02_show.ipynb #98d5b9e4
 def planes_rgb(planes # [b,p,c,d,h,w]
               ):      # [b,p,d,3,h,w] in -1..1
     "The three strongest principal components of each plane as colours."
@@ -133,7 +134,7 @@ def planes_rgb(planes # [b,p,c,d,h,w]
     rgb = F.pad(f @ V / (2.5*(var.clamp(min=0).sqrt() + 1e-8)), (0, 3 - k))
     return rgb.clamp(-1, 1).reshape(*x.shape[:-1], 3).permute(1, 0, 2, 5, 3, 4)
 
-# %% ../../nbs/0_base/02_show.ipynb #cd26fe90
+# %% ../../nbs/0_base/02_show.ipynb #d4a2a371
 def show_planes(planes,      # [b,p,c,d,h,w]
                 names=None,  # one per plane
                 size=128):   # pixels per slice
@@ -143,17 +144,18 @@ def show_planes(planes,      # [b,p,c,d,h,w]
     titles = [f'{n}, slice {j}' if d > 1 else n for n in names for j in range(d)]
     show_images(planes_rgb(planes).flatten(0, 2), titles*b, p*d, size)
 
-# %% ../../nbs/0_base/02_show.ipynb #bc9881af
+# %% ../../nbs/0_base/02_show.ipynb #aeff51b1
 @torch.no_grad()
-def render_views(render, # render(c [n,25]) -> dict
-                 c,      # [n,25]
-                 keys=('image',), batch=4): # -> dict of [n,...] for those keys that `render` gives
+def render_views(render,       # render(c [n,25]) -> dict
+                 c,            # [n,25]
+                 keys=(),      # outputs that must be there
+                 batch=4):     # views at a time; -> dict of all outputs, on the CPU
     "Many views, a few at a time."
-    outs = [render(c[i:i+batch]) for i in range(0, len(c), batch)]
+    outs = [render(c[i:i + batch]) for i in range(0, len(c), batch)]
     for k in keys: require(k in outs[0], f"the render callable gives no '{k}'{suggest(k, outs[0])}")
-    return {k: torch.cat([o[k].detach().cpu() for o in outs]) for k in keys}
+    return {k: torch.cat([o[k].detach().cpu() for o in outs]) for k, v in outs[0].items() if isinstance(v, torch.Tensor)}
 
-# %% ../../nbs/0_base/02_show.ipynb #3a7aaaba
+# %% ../../nbs/0_base/02_show.ipynb #d5fcdfd9
 def turntable(render,           # render(c [n,25]) -> dict
               n=24,             # views of one full turn, starting in front
               pitch=0., radius=2.7, focal=4.2647, pivot=(0,0,0), # as `camera.orbit`
@@ -162,7 +164,7 @@ def turntable(render,           # render(c [n,25]) -> dict
     c = orbit(torch.arange(n)*2*math.pi/n, pitch, radius, pivot, focal)
     return render_views(render, c, (key,), batch)[key]
 
-# %% ../../nbs/0_base/02_show.ipynb #e095b678
+# %% ../../nbs/0_base/02_show.ipynb #22bf95c5
 def views(out,   # dict as a render callable gives it
           key    # 'image', 'raw', 'depth', 'mask'
          ):      # uint8 [n,h,w,3]
@@ -171,19 +173,19 @@ def views(out,   # dict as a render callable gives it
     if key == 'depth': return depth_picture(out['depth'], out.get('mask'))
     return to_uint8(out[key]*2 - 1 if key == 'mask' else out[key])
 
-# %% ../../nbs/0_base/02_show.ipynb #01c24fbd
+# %% ../../nbs/0_base/02_show.ipynb #c72c8159
 def strip(render,                        # render(c [n,25]) -> dict
           yaws=(-.8, -.4, 0., .4, .8),   # radians
           pitch=0., radius=2.7, focal=4.2647, pivot=(0,0,0), # as `camera.orbit`
           keys=('image',),               # one row each: 'image', 'raw', 'depth', 'mask'
           size=128, titles=True):        # pixels per view; write the angles above
     "Display chosen views side by side."
-    out = render_views(render, orbit(torch.as_tensor(yaws), pitch, radius, pivot, focal), {*keys, *(('mask',) if 'depth' in keys else ())})
+    out = render_views(render, orbit(torch.as_tensor(yaws), pitch, radius, pivot, focal), keys)
     x = np.concatenate([resized(views(out, k), size) for k in keys])
-    if titles: x = np.concatenate([_titled(x[:len(yaws)], [f'{math.degrees(y):.0f}°' for y in yaws]), *([_titled(x[len(yaws):], ['']*(len(x) - len(yaws)))] if len(keys) > 1 else [])])
+    if titles: x = _titled(x, [f'{math.degrees(y):.0f}°' for y in yaws] + ['']*(len(x) - len(yaws)))
     _show_png(image_grid(x, len(yaws)))
 
-# %% ../../nbs/0_base/02_show.ipynb #57e92ff8
+# %% ../../nbs/0_base/02_show.ipynb #78731bb8
 def save_video(frames,  # pictures, as `to_uint8` takes them
                path,    # .gif or .mp4
                fps=24   # frames per second
@@ -200,14 +202,14 @@ def save_video(frames,  # pictures, as `to_uint8` takes them
         else: imageio.mimwrite(f, list(x), fps=fps, quality=8, macro_block_size=2)
         return write_atomic(path, f.read_bytes())
 
-# %% ../../nbs/0_base/02_show.ipynb #4282a935
+# %% ../../nbs/0_base/02_show.ipynb #34de979f
 def is_interactive():
     "Is a person at the other end?"
     if 'HEADNB_INTERACTIVE' in os.environ: return os.environ['HEADNB_INTERACTIVE'] == '1'
     from IPython import get_ipython
     return bool(getattr(getattr(get_ipython(), 'kernel', None), '_allow_stdin', False))
 
-# %% ../../nbs/0_base/02_show.ipynb #33d455a9
+# %% ../../nbs/0_base/02_show.ipynb #9510db20
 class Live:
     "A picture in the file, a widget in the session."
     def __init__(self, picture, # uint8 [h,w,3]
@@ -220,7 +222,7 @@ class Live:
             data['application/vnd.jupyter.widget-view+json'] = dict(version_major=2, version_minor=0, model_id=self.widget().model_id)
         return data
 
-# %% ../../nbs/0_base/02_show.ipynb #d4a8bb5b
+# %% ../../nbs/0_base/02_show.ipynb #c31f141b
 def _mesh_arrays(mesh): # trimesh.Trimesh, or (vertices [v,3], faces [f,3], colours [v,3] 0..1 or None)
     "vertices, faces, colours as arrays; colours grey where there are none."
     if isinstance(mesh, tuple): v, f, c = (*mesh, None)[:3]
@@ -229,7 +231,7 @@ def _mesh_arrays(mesh): # trimesh.Trimesh, or (vertices [v,3], faces [f,3], colo
     require(v.ndim == 2 and v.shape[1] == 3 and len(f) > 0, f"a mesh needs vertices [v,3] and faces [f,3], not {list(v.shape)} and {list(f.shape)}")
     return v, f, np.full_like(v, .75) if c is None else np.asarray(c, np.float32)
 
-# %% ../../nbs/0_base/02_show.ipynb #d9728c97
+# %% ../../nbs/0_base/02_show.ipynb #62e3235f
 def _sprinkle(uv, depth, rgb, f, size): # per vertex [v,2] pixels, [v], [v,3]; faces; -> uint8 [size,size,3]
     "Draw triangles as dense points, far to near."
     edge = np.linalg.norm(uv[f] - uv[np.roll(f, 1, 1)], axis=-1).max(1)
@@ -247,7 +249,7 @@ def _sprinkle(uv, depth, rgb, f, size): # per vertex [v,2] pixels, [v], [v,3]; f
     out[at[ok][order, 1], at[ok][order, 0]] = col[ok][order]
     return out
 
-# %% ../../nbs/0_base/02_show.ipynb #5bad0c15
+# %% ../../nbs/0_base/02_show.ipynb #da747467
 def mesh_picture(mesh,                   # as `show_mesh`
                  yaws=(0., .7, 1.57),    # radians
                  pitch=.1, size=192,     # radians, pixels per view
@@ -272,30 +274,28 @@ def mesh_picture(mesh,                   # as `show_mesh`
         shots.append(pic.reshape(size, 2, size, 2, 3).mean((1, 3)))
     return image_grid((np.stack(shots)*255).astype(np.uint8), len(shots))
 
-# %% ../../nbs/0_base/02_show.ipynb #1a04f6e8
+# %% ../../nbs/0_base/02_show.ipynb #a24fe697
 def mesh_figure(mesh): # as `show_mesh`
     "A plotly figure to turn and zoom."
     import plotly.graph_objects as go
     v, f, rgb = _mesh_arrays(mesh)
-    part = go.Mesh3d(x=v[:, 0], y=v[:, 1], z=v[:, 2], i=f[:, 0], j=f[:, 1], k=f[:, 2], vertexcolor=(rgb*255).astype(np.uint8), lighting=dict(ambient=.5, diffuse=.7))
+    part = go.Mesh3d(x=v[:, 0], y=v[:, 1], z=v[:, 2], i=f[:, 0], j=f[:, 1], k=f[:, 2], vertexcolor=(rgb*255).astype(np.uint8), lighting=dict(ambient=.45, diffuse=.8), lightposition=dict(x=3e4, y=6e4, z=1e5))
     off = dict(visible=False)
     scene = dict(aspectmode='data', xaxis=off, yaxis=off, zaxis=off, camera=dict(up=dict(x=0, y=1, z=0), eye=dict(x=.4, y=.2, z=1.8)))
     return go.Figure(part, dict(scene=scene, margin=dict(l=0, r=0, t=0, b=0), width=480, height=480))
 
-# %% ../../nbs/0_base/02_show.ipynb #52bdc40f
+# %% ../../nbs/0_base/02_show.ipynb #063f260f
 def show_mesh(mesh,  # trimesh.Trimesh, or (vertices [v,3], faces [f,3], colours [v,3] in 0..1)
               yaws=(0., .7, 1.57), size=192, colour=True):
     "Display a mesh: pictures in the file, a plotly figure to turn in a live session."
     from IPython.display import display
     def widget():
         import ipywidgets as W
-        data = {'application/vnd.plotly.v1+json': mesh_figure(mesh).to_plotly_json()}
-        from plotly.utils import PlotlyJSONEncoder
-        data = json.loads(json.dumps(data, cls=PlotlyJSONEncoder))
+        data = {'application/vnd.plotly.v1+json': json.loads(mesh_figure(mesh).to_json())}
         return W.Output(outputs=(dict(output_type='display_data', data=data, metadata={}),))
     display(Live(mesh_picture(mesh, yaws, size=size, colour=colour), widget))
 
-# %% ../../nbs/0_base/02_show.ipynb #fa0dbbe8
+# %% ../../nbs/0_base/02_show.ipynb #d598bb58
 class Latest:
     "Run `work(wish)` for the newest wish only, one at a time, in the background."
     def __init__(self, work): # callable of one argument; exceptions are kept in `self.error`
@@ -322,16 +322,17 @@ class Latest:
     def wait(self): # until nothing is wished any more
         while (t := self.thread) is not None: t.join()
 
-# %% ../../nbs/0_base/02_show.ipynb #e023873b
+# %% ../../nbs/0_base/02_show.ipynb #231b5e7d
 class OrbitViewer(Live):
-    "Sliders for yaw, pitch, seed and psi around any `render(c, seed, psi) -> dict`."
+    "Sliders for yaw, pitch, seed and psi around any `render(c, seed, psi) -> dict`; c arrives on the CPU."
     def __init__(self, render, yaw=0., pitch=0., seed=0, psi=.7, radius=2.7, focal=4.2647, pivot=(0,0,0), limits=(math.pi, .6), size=384):
         self.render, self.size, self.place = render, size, (radius, pivot, focal)
         self.state, self.limits = dict(yaw=yaw, pitch=pitch, seed=seed, psi=psi), limits
-        self.queue, self.view, self.box = Latest(self._update), 'image', None
+        self.queue, self.box = Latest(self._update), None
         self.out = self._shoot(self.state)
         self.keys = [k for k in ('image', 'depth', 'mask', 'raw') if k in self.out]
-        super().__init__(image_grid(np.concatenate([resized(views(self.out, k), 160) for k in self.keys]), len(self.keys)), self.build)
+        self.view = self.keys[0]
+        super().__init__(image_grid(np.concatenate([resized(views(self.out, k), 160) for k in self.keys]), len(self.keys)), lambda: self.build())
 
     @torch.no_grad()
     def _shoot(self, state):
@@ -349,15 +350,16 @@ class OrbitViewer(Live):
             self.note.value = f'{type(e).__name__}: {e}'
             raise
         self.screen.value = self.frame()
-        h, w = self.out[self.view].shape[-2:]
-        self.note.value = f'{w} x {h}, {1e3*(time.perf_counter() - t):.0f} ms; {self.queue.asked - self.queue.done - 1} overtaken wishes never rendered'
+        (h, w), (yaw, pitch) = self.out[self.view].shape[-2:], (math.degrees(state[k]) for k in ('yaw', 'pitch'))
+        self.note.value = f'yaw {yaw:.0f}°, pitch {pitch:.0f}°; {w} x {h}, {1e3*(time.perf_counter() - t):.0f} ms; {self.queue.asked - self.queue.done - 1} overtaken events skipped'
 
     def frame(self):
         "The current view as PNG bytes."
         return png_bytes(resized(views(self.out, self.view), self.size)[0])
 
-# %% ../../nbs/0_base/02_show.ipynb #67464da0
-def _build(self):
+# %% ../../nbs/0_base/02_show.ipynb #e680088e
+@patch
+def build(self: OrbitViewer):
     "The widget (made once)."
     if self.box is not None: return self.box
     import ipywidgets as W
@@ -365,7 +367,7 @@ def _build(self):
     row = dict(layout=W.Layout(width='100%'), style=dict(description_width='48px'))
     self.sliders = dict(yaw=W.FloatSlider(s['yaw'], min=-ly, max=ly, step=.02, description='yaw', **row), pitch=W.FloatSlider(s['pitch'], min=-lp, max=lp, step=.02, description='pitch', **row),
                         seed=W.IntSlider(s['seed'], min=0, max=999, description='seed', **row), psi=W.FloatSlider(s['psi'], min=0, max=1, step=.05, description='psi', **row))
-    self.choice = W.ToggleButtons(options=self.keys, value=self.view, style=dict(button_width='60px'))
+    self.choice = W.ToggleButtons(options=self.keys, value=self.view, style=dict(button_width='72px'))
     self.screen, self.note = W.Image(value=self.frame(), format='png', width=self.size, height=self.size), W.Label('')
     def changed(_):
         self.view = self.choice.value
@@ -374,9 +376,7 @@ def _build(self):
     self.box = W.HBox([self.screen, W.VBox([*self.sliders.values(), self.choice, self.note], layout=W.Layout(width='360px'))])
     return self.box
 
-OrbitViewer.build = _build
-
-# %% ../../nbs/0_base/02_show.ipynb #bade14b3
+# %% ../../nbs/0_base/02_show.ipynb #10193611
 def orbit_viewer(render, # render(c [1,25], seed: int, psi: float) -> dict
                  **kw    # start and limits: yaw, pitch, seed, psi, radius, focal, pivot, limits=(yaw, pitch) in radians, size in pixels
                 ):       # OrbitViewer; as the last line of a cell it shows itself

@@ -6,14 +6,14 @@
 __all__ = ['PATHS', 'FAST_RAYS', 'FAINT', 'RenderCfg', 'box_limits', 'limits', 'stratified', 'interval_weights', 'sample_weights',
            'march', 'clamp_depth', 'importance', 'edit_density', 'render', 'randoms']
 
-# %% ../../nbs/2_field/21_render.ipynb #35ee414f
+# %% ../../nbs/2_field/21_render.ipynb #8180e50c
 import math
 from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from ..base.core import require, suggest
 
-# %% ../../nbs/2_field/21_render.ipynb #1cf91d9a
+# %% ../../nbs/2_field/21_render.ipynb #ab40da9f
 @dataclass(frozen=True)
 class RenderCfg:
     "How rays are sampled and summed."
@@ -37,7 +37,7 @@ class RenderCfg:
         require(self.final_map in ('2x-1', 'none'), f"final_map is {self.final_map!r}{suggest(self.final_map, ('2x-1', 'none'))}")
         require(not (auto and self.disparity), "disparity sampling needs fixed limits, not 'auto'")
 
-# %% ../../nbs/2_field/21_render.ipynb #80ee97c8
+# %% ../../nbs/2_field/21_render.ipynb #29b77d21
 def box_limits(origins, dirs, # [...,3] each
                side: float,   # of the cube around 0
               ):              # entry, exit [...,1]; -1 and -2 where the ray misses
@@ -61,7 +61,7 @@ def limits(origins, dirs, cfg): # [b,m,3], [b,m,3], RenderCfg
     first, last = t0[hit].min(), t0[hit].max()   # both of the entries: as released
     return torch.where(hit, t0, first), torch.where(hit, t1, last)
 
-# %% ../../nbs/2_field/21_render.ipynb #c65d398c
+# %% ../../nbs/2_field/21_render.ipynb #14cf5c70
 def stratified(near, far,   # numbers or [b,m,1]
                jitter,      # [b,m,S] in [0,1)
                disparity=False,
@@ -74,7 +74,7 @@ def stratified(near, far,   # numbers or [b,m,1]
     step = (far - near)/(n - 1)
     return near + k*step + jitter*step
 
-# %% ../../nbs/2_field/21_render.ipynb #e0295f5b
+# %% ../../nbs/2_field/21_render.ipynb #635cfa3e
 def interval_weights(sigma, depth, # [...,S] each, depths ascending
                     ):             # [...,S-1]
     "The weight of every interval: opacity times what the intervals before let through."
@@ -88,7 +88,7 @@ def sample_weights(w): # [...,S-1] weights of intervals -> [...,S] weights of sa
     "Colours are averaged over the ends of an interval, so a sample gets half of both its intervals."
     return (F.pad(w, (1, 0)) + F.pad(w, (0, 1)))/2
 
-# %% ../../nbs/2_field/21_render.ipynb #9e0c6095
+# %% ../../nbs/2_field/21_render.ipynb #78a9d1d5
 def march(feat, sigma, depth, # [b,m,S,C], [b,m,S,1], [b,m,S,1], sorted by depth
           white_back=False, final_map='2x-1',
          ):                   # feat [b,m,C], depth [b,m,1], weights [b,m,S-1,1]
@@ -106,7 +106,7 @@ def clamp_depth(d, low, high): # [b,m,1], two numbers
     "Empty rays (0/0) get the largest depth of the call."
     return torch.nan_to_num(d, nan=float('inf')).clamp(low, high)
 
-# %% ../../nbs/2_field/21_render.ipynb #4711f8dd
+# %% ../../nbs/2_field/21_render.ipynb #be5324f1
 @torch.no_grad()
 def importance(depth,   # [...,S] coarse depths, ascending
                weights, # [...,S-1] coarse interval weights
@@ -123,7 +123,7 @@ def importance(depth,   # [...,S] coarse depths, ascending
     span = torch.where(c1 - c0 < 1e-5, 1., c1 - c0)
     return b0 + (u - c0)/span*(b1 - b0)
 
-# %% ../../nbs/2_field/21_render.ipynb #ba36b3a4
+# %% ../../nbs/2_field/21_render.ipynb #81e20778
 def edit_density(sigma,  # [...,S] raw
                  x, z,   # [...,S] world coordinates
                  cfg,    # RenderCfg
@@ -137,7 +137,7 @@ def edit_density(sigma,  # [...,S] raw
         sigma = torch.where(low, -1000., 1000. if cfg.binarise else sigma)
     return sigma
 
-# %% ../../nbs/2_field/21_render.ipynb #1fbc70a2
+# %% ../../nbs/2_field/21_render.ipynb #20bef41d
 PATHS = ('auto', 'reference', 'lean', 'fast')
 
 
@@ -179,7 +179,7 @@ def randoms(origins, cfg, deterministic, generator):
         u = torch.rand(b, m, k, generator=generator, **kw).sort(-1)[0]
     return jitter, u if k else None
 
-# %% ../../nbs/2_field/21_render.ipynb #d08a26df
+# %% ../../nbs/2_field/21_render.ipynb #00dce285
 def _chunks(field, o, d, depth, u, cfg, ray, noise, memory, sums):
     "Rays in chunks of at most `memory` bytes (counted as 1.5 kB a sample); the depth range is that of the whole call."
     if memory is None: memory = 2**62 if torch.is_grad_enabled() else 2**28
@@ -239,7 +239,7 @@ def _inverse(order): # [...,n] permutations
     "Where each sample went."
     return torch.empty_like(order).scatter_(-1, order, torch.arange(order.shape[-1], device=order.device).expand_as(order))
 
-# %% ../../nbs/2_field/21_render.ipynb #2ddce118
+# %% ../../nbs/2_field/21_render.ipynb #f8ad238b
 FAST_RAYS, FAINT = 256, 1e-7 # rays a chunk (what fits the cache); weights below are not worth a colour
 
 
@@ -285,6 +285,7 @@ def _fast_sums(stage, o, d, depth, u, cfg):
 def _bright(stage, memo, w): # [r*n,hidden], [r,n]
     "Weighted sum of the colours of those samples that matter."
     seen = w > FAINT
+    seen[:, 0] = True                                   # no bag may be empty
     rows = seen.flatten().nonzero()[:, 0]
     count = seen.sum(-1)
     return F.embedding_bag(torch.arange(len(rows)), stage.colour(memo[rows]), count.cumsum(0) - count, mode='sum', per_sample_weights=w[seen])

@@ -8,7 +8,7 @@ __all__ = ['FACE_ANGLE', 'TERMS', 'camera_to_head', 'angles', 'judge_record', 'r
            'train_step', 'auc', 'pair_auc', 'intersection_over_union', 'rotation_angle', 'measure',
            'standardise_features', 'save_judge', 'FeatureNet', 'Judges', 'load_judges']
 
-# %% ../../nbs/3_gan/33_judges.ipynb #5c3d44ad
+# %% ../../nbs/3_gan/33_judges.ipynb #4e182460
 import copy, json, math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from ..base.core import BadInput, asset_path, from_dict, progress, require, sha256_of, suggest, to_dict, write_atomic
 
-# %% ../../nbs/3_gan/33_judges.ipynb #b4088391
+# %% ../../nbs/3_gan/33_judges.ipynb #cf9d2c3a
 FACE_ANGLE = 75.   # degrees from the front up to which a face counts as visible
 
 
@@ -37,7 +37,7 @@ def angles(rotation,   # [n,3,3] camera to head
     r = rotation.float()
     return torch.atan2(-r[:, 0, 2], -r[:, 2, 2]), (-r[:, 1, 2]).clamp(-1, 1).asin(), torch.atan2(r[:, 1, 0], -r[:, 1, 1])
 
-# %% ../../nbs/3_gan/33_judges.ipynb #efab19d3
+# %% ../../nbs/3_gan/33_judges.ipynb #9931f461
 def judge_record(truth: dict,   # of a rendered head: image [n,3,h,w] -1..1, c, seg [n,1,h,w], landmarks [n,68,2] in image widths, shape, expression, style, accessory, identity; head_rotation optional
                  parts: int,    # number of part labels
                  size: int = 64,
@@ -61,7 +61,7 @@ def read_judge_set(folder,) -> dict:  # folder of `*.safetensors` shards
     rows = [load_file(s) for s in shards]
     return {k: torch.cat([r[k] for r in rows]) for k in rows[0]}
 
-# %% ../../nbs/3_gan/33_judges.ipynb #0760ce76
+# %% ../../nbs/3_gan/33_judges.ipynb #3a3c8c4c
 @dataclass(frozen=True)
 class JudgeCfg:
     "What a judge looks for; names travel with the weights."
@@ -130,7 +130,7 @@ class JudgeNet(nn.Module):
         vectors = dict(zip(self.sizes, self.vector(F.relu(self.hidden(flat))).split(list(self.sizes.values()), 1)))
         return dict(features=self._pool(stages), identity=F.normalize(self.identity(flat), dim=1), parts=seg, landmarks=soft_argmax(spots), **{**vectors, 'rotation': orthonormal(vectors['rotation']), 'front': vectors['front'][:, 0]})
 
-# %% ../../nbs/3_gan/33_judges.ipynb #30b6539f
+# %% ../../nbs/3_gan/33_judges.ipynb #349ef7bc
 def soft_argmax(maps,):  # [n,k,h,w] -> [n,k,2]: x, y in 0..1 of the image
     "Centre of mass of the softmax of each map."
     n, k, h, w = maps.shape
@@ -146,7 +146,7 @@ def orthonormal(six,):  # [n,6] -> rotation [n,3,3], columns from Gram-Schmidt
     b = F.normalize(b-(a*b).sum(1, keepdim=True)*a, dim=1)
     return torch.stack([a, b, torch.linalg.cross(a, b)], -1)
 
-# %% ../../nbs/3_gan/33_judges.ipynb #e70321df
+# %% ../../nbs/3_gan/33_judges.ipynb #1248f772
 TERMS = dict(identity=1., parts=1., landmarks=.5, rotation=2., shape=.3, expression=.5, style=.5, accessory=.3, front=.3)  # weights
 
 
@@ -174,7 +174,7 @@ def judge_losses(out: dict,     # of a JudgeNet
                 shape=shown(code('shape')), expression=shown(code('expression')), style=F.cross_entropy(out['style'], rec['style'].long()),
                 accessory=F.cross_entropy(out['accessory'], rec['accessory'].long()), front=F.binary_cross_entropy_with_logits(out['front'], front))
 
-# %% ../../nbs/3_gan/33_judges.ipynb #c52012ca
+# %% ../../nbs/3_gan/33_judges.ipynb #45385682
 def worsen(x,           # images [n,3,h,w] in -1..1
            generator=None):
     "Random light and colour; some images at half size, some noisy."
@@ -185,7 +185,7 @@ def worsen(x,           # images [n,3,h,w] in -1..1
     noise = torch.randn(y.shape, generator=generator)*u(0, .15)
     return torch.where(u(0, 1) < .3, y+noise, y).clamp(-1, 1)
 
-# %% ../../nbs/3_gan/33_judges.ipynb #4b6538f9
+# %% ../../nbs/3_gan/33_judges.ipynb #1b9d8e04
 @dataclass(frozen=True)
 class FitCfg:
     "How a judge is trained."
@@ -247,7 +247,7 @@ def train_step(net, proxies, opt, rec, mean, std, lr, generator):
     opt.step()
     return {k: v.detach() for k, v in terms.items()}
 
-# %% ../../nbs/3_gan/33_judges.ipynb #62b4a7a6
+# %% ../../nbs/3_gan/33_judges.ipynb #9e4c5630
 def auc(yes, no,):  # scores of the positive and of the negative cases
     "Probability that a positive scores higher than a negative (ties count half)."
     order = torch.cat([no, yes]).double()
@@ -266,7 +266,7 @@ def pair_auc(embedding,  # [n,e], unit length
     require(same.any() and (~same).any(), 'pair_auc needs pairs of the same and of different identities')
     return auc(score[same], score[~same])
 
-# %% ../../nbs/3_gan/33_judges.ipynb #0679ed1f
+# %% ../../nbs/3_gan/33_judges.ipynb #f6d4ca3d
 def intersection_over_union(guess, truth, classes: int):  # label maps -> [classes], NaN where absent
     "Intersection over union of each part, over all images."
     both = torch.bincount((truth.long()*classes+guess.long()).flatten(), minlength=classes**2).view(classes, classes).double()
@@ -296,7 +296,7 @@ def measure(net: JudgeNet, data: dict,  # held-out judge record
             'accessory accuracy': hit('accessory'), 'front-face AUC': auc(out['front'][front], out['front'][~front]), 'pose error degrees median': angle.median().item(), 'pose error degrees mean': angle.mean().item(),
             'shape correlation': fit_of('shape'), 'expression correlation': fit_of('expression')}
 
-# %% ../../nbs/3_gan/33_judges.ipynb #260d2972
+# %% ../../nbs/3_gan/33_judges.ipynb #35eda88f
 @torch.no_grad()
 def standardise_features(net: JudgeNet, images,):  # uint8 [n,3,h,w]: a sample of the training images
     "Set the mean and spread by which the FID features are standardised."
@@ -324,7 +324,7 @@ class FeatureNet(nn.Module):
 
     def forward(self, x): return self.features(x)
 
-# %% ../../nbs/3_gan/33_judges.ipynb #564b1287
+# %% ../../nbs/3_gan/33_judges.ipynb #3f8f75f5
 class Judges:
     "The judges: one method per head, each with a name, each replaceable."
     HEADS = ('features', 'identity', 'parts', 'landmarks', 'pose', 'codes', 'style', 'accessory', 'front')

@@ -1,0 +1,149 @@
+"""A run killed by SIGKILL at any named point and resumed gives bit-for-bit the weights of one never killed.
+
+One helper process imports the library once; every run is a fork of it (no tensor is computed before the fork), so each kill is a real kill of a real process
+and ten of them take seconds. `HEADNB_KILL_AT=point:step` places the kill.
+"""
+import json, os, resource, signal, subprocess, sys
+from pathlib import Path
+import pytest
+
+STEPS, BATCH = 6, 4
+KILLS = ['loader:3', 'loader:5', 'G_step:5', 'G_reg:4', 'D_step:5', 'R1:4', 'EMA:3', 'checkpoint_write:4', 'rename:4', 'rename:6']
+
+
+def tiny():
+    "A tiny EG3D: 16 x 16 pictures, 8 x 8 rays."
+    from headnb.field.planes import DecoderCfg, SamplerCfg
+    from headnb.field.render import RenderCfg
+    from headnb.gan.generator import Generator, GeneratorCfg
+    from headnb.nets.discriminator import Discriminator, DiscriminatorCfg
+    from headnb.nets.stylegan2 import MappingCfg, SynthesisCfg
+    from headnb.nets.superres import SuperResCfg
+    G = GeneratorCfg(MappingCfg(8, 25, 16, num_ws=6), SynthesisCfg(16, 16, 12, 64, 8), SamplerCfg(), DecoderCfg(4, 8, 4), RenderCfg(samples=4, importance=4),
+                     SuperResCfg(size=8, channels=4, w_dim=16, widths=(8,), ups=(2,)), raw_size=8)
+    return Generator(G), Discriminator(DiscriminatorCfg(resolution=16, channel_base=128, channel_max=8, map_layers=2))
+
+
+def ada():
+    try:
+        from headnb.gan.augment import ADA
+        return ADA()
+    except ImportError:
+        import torch
+        class Stub(torch.nn.Module):
+            def __init__(s): super().__init__(); s.register_buffer('p', torch.zeros(()))
+            def forward(s, b): return b | {'image': b['image']*(1 + s.p*torch.rand(1))}
+        return Stub()
+
+
+def cfg(**kw):
+    from headnb.gan.terms import ScheduleCfg
+    from headnb.gan.train import ReconCfg, TrainCfg
+    return TrainCfg(**dict(kimg=STEPS*BATCH/1000, batch=BATCH, density_every=2, r1_every=2, ada=True, mirror=True, recon=ReconCfg(kimg=.004, d_kimg=0., fade_kimg=1.),
+                           schedule=ScheduleCfg(raw_size=8, blur_sigma=1., blur_kimg=.1), snapshot_kimg=2*BATCH/1000, log_every=1, preview_kimg=.008, max_loss=1e6) | kw)
+
+
+def one_run(work, name, **kw):
+    "Train in this process; write what the last checkpoint holds."
+    import random, numpy, torch
+    from headnb.gan.data import HeadDataset
+    from headnb.gan.train import checkpoints, train
+    torch.set_num_threads(1)
+    torch.manual_seed(0); random.seed(0); numpy.random.seed(0)
+    run = train(*tiny(), HeadDataset(work/'balls.zip', mirror=True), cfg(**kw), work/name, augment=ada())
+    last = checkpoints(work/name)[-1]
+    state = json.loads((last/'state.json').read_text()); state.pop('seconds')
+    sums = [l for l in (last/'SHA256SUMS').read_text().splitlines() if 'state.json' not in l]
+    rows = [json.loads(l)['step'] for l in (work/name/'metrics.jsonl').read_text().splitlines()]
+    (work/f'{name}.json').write_text(json.dumps([run.status, last.name, state, sums, rows]))
+
+
+def fork(work, name, kill=None, file_limit=None, **kw):
+    "Run in a forked process; -> its wait status."
+    pid = os.fork()
+    if pid: return os.waitpid(pid, 0)[1]
+    code = 1
+    try:
+        os.environ.pop('HEADNB_KILL_AT', None)
+        if kill: os.environ['HEADNB_KILL_AT'] = kill
+        if file_limit: signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
+        one_run(work, name, **kw)
+        code = 0
+    except OSError as e: (work/f'{name}.error').write_text(str(e)); code = 3
+    except Exception:
+        import traceback; traceback.print_exc()
+    finally: os._exit(code)
+
+
+def balls(path):
+    import numpy as np
+    from headnb.base.camera import orbit
+    from headnb.gan.data import write_dataset
+    rng = np.random.default_rng(0)
+    write_dataset(path, [dict(image=rng.integers(0, 255, (16, 16, 3), np.uint8), mask=np.full((16, 16), 255, np.uint8), c=orbit(float(y))[0]) for y in np.linspace(-1, 1, 12)])
+
+
+def worker(work):
+    "All runs: one undisturbed, one per kill point (killed, then resumed), one on a full disk."
+    balls_pid = os.fork()
+    if not balls_pid: balls(work/'balls.zip'); os._exit(0)
+    os.waitpid(balls_pid, 0)
+    import torch._dynamo, PIL.PngImagePlugin, accelerate, headnb.gan.generator, headnb.gan.train, headnb.nets.discriminator, safetensors.torch, tqdm.auto  # noqa: F401  once, before the forks
+    report = {'whole': fork(work, 'whole')}
+    for kill in KILLS:
+        name = kill.replace(':', '-')
+        report[kill] = [fork(work, name, kill), fork(work, name)]
+    report['chain'] = [fork(work, 'chain', k) for k in ('G_step:1', 'rename:2', 'D_step:3', 'EMA:4', None)]
+    report['full'] = [fork(work, 'full', kimg=.012), fork(work, 'full', file_limit=20_000), len(list((work/'full/checkpoints').iterdir())), fork(work, 'full')]
+    (work/'report.json').write_text(json.dumps(report))
+
+
+@pytest.fixture(scope='module')
+def runs(tmp_path_factory):
+    work = tmp_path_factory.mktemp('kill')
+    env = os.environ | {'HEADNB_QUIET': '1', 'OMP_NUM_THREADS': '1', 'MKL_NUM_THREADS': '1'}
+    done = subprocess.run([sys.executable, __file__, str(work)], env=env, cwd=Path(__file__).parent.parent, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return work, json.loads((work/'report.json').read_text()), done.stderr
+
+
+def result(work, name):
+    return json.loads((work/f'{name}.json').read_text())
+
+
+def test_undisturbed(runs):
+    work, report, stderr = runs
+    assert report['whole'] == 0, stderr[-3000:]
+    status, last, state, sums, rows = result(work, 'whole')
+    assert (status, last, state['nimg'], rows) == ('done', 'step-00000006', STEPS*BATCH, list(range(1, STEPS + 1)))
+    assert {s.split('  ')[1] for s in sums} == {'weights.safetensors', 'optimisers.safetensors', 'rank0.safetensors', 'rank0.json'}
+
+
+@pytest.mark.parametrize('kill', KILLS)
+def test_killed_and_resumed(runs, kill):
+    work, report, stderr = runs
+    first, second = report[kill]
+    assert os.WIFSIGNALED(first) and os.WTERMSIG(first) == signal.SIGKILL
+    assert second == 0, stderr[-3000:]
+    assert result(work, kill.replace(':', '-')) == result(work, 'whole')     # weights, EMA, moments, ADA, random numbers, data order, log
+
+
+def test_killed_four_times(runs):
+    work, report, _ = runs
+    assert [os.WIFSIGNALED(s) for s in report['chain']] == [True]*4 + [False]
+    assert result(work, 'chain') == result(work, 'whole')
+
+
+def test_full_disk(runs):
+    "A disk that is full while saving: one line, what was written stays, and with room the run ends as if nothing had been."
+    work, report, _ = runs
+    done, full, kept, after = report['full']
+    assert (done, os.waitstatus_to_exitcode(full), after) == (0, 3, 0)
+    message = (work/'full.error').read_text()
+    assert 'cannot write' in message and '\n' not in message and kept == 2, message
+    assert result(work, 'full') == result(work, 'whole')
+
+
+if __name__ == '__main__':
+    os.environ.setdefault('PYTHONPATH', '')
+    worker(Path(sys.argv[1]))
