@@ -76,7 +76,7 @@ def shot(page, name):
 
 
 def test_slider_turns_the_head(page):
-    image, note = page.locator('.widget-image'), page.locator('.widget-vbox .widget-label').last
+    image, note = page.locator('.widget-image'), page.locator('.widget-vbox .widget-html')
     image.wait_for(timeout=30_000)
     before = image.get_attribute('src')
     shot(page, 'viewer_before')

@@ -7,8 +7,8 @@ __all__ = ['to_uint8', 'image_grid', 'png_bytes', 'resized', 'show_images', 'dep
            'show_planes', 'render_views', 'turntable', 'views', 'strip', 'save_video', 'is_interactive', 'Live',
            'mesh_picture', 'mesh_figure', 'show_mesh', 'Latest', 'OrbitViewer', 'orbit_viewer']
 
-# %% ../../nbs/0_base/02_show.ipynb #0e1696c0
-import base64, io, json, math, os, tempfile, threading, time
+# %% ../../nbs/0_base/02_show.ipynb #fd5d4c45
+import base64, html, io, json, math, os, tempfile, threading, time
 from pathlib import Path
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from fastcore.basics import patch
 from .core import require, suggest, write_atomic
 from .camera import orbit, project
 
-# %% ../../nbs/0_base/02_show.ipynb #46cc2ecd
+# %% ../../nbs/0_base/02_show.ipynb #8f3e3b07
 def to_uint8(x # [n,c,h,w] or [c,h,w] in -1..1 (c = 1 or 3), or uint8 [n,h,w,3] / [h,w,3]
             ): # uint8 [n,h,w,3]
     "Pixels as bytes, quantised as the released tools do."
@@ -31,7 +31,7 @@ def to_uint8(x # [n,c,h,w] or [c,h,w] in -1..1 (c = 1 or 3), or uint8 [n,h,w,3] 
     x = (x*127.5 + 128).nan_to_num(0).clamp(0, 255).to(torch.uint8).cpu()
     return x.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
 
-# %% ../../nbs/0_base/02_show.ipynb #33bbeadf
+# %% ../../nbs/0_base/02_show.ipynb #fcbc9fb3
 def image_grid(x,          # pictures, as `to_uint8` takes them
                ncols=None, # pictures per row; None: nearly square
                pad=2       # white pixels between pictures
@@ -47,7 +47,7 @@ def image_grid(x,          # pictures, as `to_uint8` takes them
         out[r*(h + pad):r*(h + pad) + h, c*(w + pad):c*(w + pad) + w] = im
     return out
 
-# %% ../../nbs/0_base/02_show.ipynb #618a617b
+# %% ../../nbs/0_base/02_show.ipynb #221386d6
 def png_bytes(x,        # uint8 [h,w,3]
               limit=None): # bytes; above it the picture is stored with 256 colours
     "A compressed PNG."
@@ -59,7 +59,7 @@ def png_bytes(x,        # uint8 [h,w,3]
     data = pack(im)
     return pack(im.quantize(256)) if limit and len(data) > limit else data
 
-# %% ../../nbs/0_base/02_show.ipynb #31bee8d3
+# %% ../../nbs/0_base/02_show.ipynb #a5dc8537
 def resized(x,    # uint8 [n,h,w,3]
             size  # pixels of the longer side
            ):     # uint8 [n,h',w',3]
@@ -70,7 +70,7 @@ def resized(x,    # uint8 [n,h,w,3]
     how = R.BOX if k < 1 else R.NEAREST if k == int(k) else R.BICUBIC
     return np.stack([np.asarray(Image.fromarray(im).resize((max(1, round(w*k)), max(1, round(h*k))), how)) for im in x])
 
-# %% ../../nbs/0_base/02_show.ipynb #27b17cbb
+# %% ../../nbs/0_base/02_show.ipynb #b86745ac
 def _titled(x, titles): # uint8 [n,h,w,3], n strings
     "A white strip with a line of text above each picture."
     font, out = ImageFont.load_default(11), []
@@ -81,7 +81,7 @@ def _titled(x, titles): # uint8 [n,h,w,3], n strings
         out.append(np.asarray(page))
     return np.stack(out)
 
-# %% ../../nbs/0_base/02_show.ipynb #8ba2f5c4
+# %% ../../nbs/0_base/02_show.ipynb #2338de78
 def _show_png(x): # uint8 [h,w,3]
     "Leave one PNG in the notebook."
     from IPython.display import Image as Png, display
@@ -100,7 +100,7 @@ def show_images(x,           # pictures, as `to_uint8` takes them
         x = _titled(x, titles)
     _show_png(image_grid(x, ncols))
 
-# %% ../../nbs/0_base/02_show.ipynb #e7eaaf4c
+# %% ../../nbs/0_base/02_show.ipynb #92fe6ba0
 def depth_picture(depth,      # [n,1,h,w], distance along the ray; 0 or non-finite: nothing there
                   mask=None,  # [n,1,h,w] in 0..1; below one half: nothing there
                   limits=None # (near, far); None: those of the batch
@@ -119,7 +119,7 @@ def show_depth(depth, mask=None, titles=None, ncols=None, size=None):
     "Display depth maps; arguments as `depth_picture` and `show_images`."
     show_images(depth_picture(depth, mask), titles, ncols, size)
 
-# %% ../../nbs/0_base/02_show.ipynb #98d5b9e4
+# %% ../../nbs/0_base/02_show.ipynb #c3194a86
 def planes_rgb(planes # [b,p,c,d,h,w]
               ):      # [b,p,d,3,h,w] in -1..1
     "The three strongest principal components of each plane as colours."
@@ -134,7 +134,7 @@ def planes_rgb(planes # [b,p,c,d,h,w]
     rgb = F.pad(f @ V / (2.5*(var.clamp(min=0).sqrt() + 1e-8)), (0, 3 - k))
     return rgb.clamp(-1, 1).reshape(*x.shape[:-1], 3).permute(1, 0, 2, 5, 3, 4)
 
-# %% ../../nbs/0_base/02_show.ipynb #d4a2a371
+# %% ../../nbs/0_base/02_show.ipynb #b614208a
 def show_planes(planes,      # [b,p,c,d,h,w]
                 names=None,  # one per plane
                 size=128):   # pixels per slice
@@ -144,7 +144,7 @@ def show_planes(planes,      # [b,p,c,d,h,w]
     titles = [f'{n}, slice {j}' if d > 1 else n for n in names for j in range(d)]
     show_images(planes_rgb(planes).flatten(0, 2), titles*b, p*d, size)
 
-# %% ../../nbs/0_base/02_show.ipynb #aeff51b1
+# %% ../../nbs/0_base/02_show.ipynb #4486d77b
 @torch.no_grad()
 def render_views(render,       # render(c [n,25]) -> dict
                  c,            # [n,25]
@@ -155,7 +155,7 @@ def render_views(render,       # render(c [n,25]) -> dict
     for k in keys: require(k in outs[0], f"the render callable gives no '{k}'{suggest(k, outs[0])}")
     return {k: torch.cat([o[k].detach().cpu() for o in outs]) for k, v in outs[0].items() if isinstance(v, torch.Tensor)}
 
-# %% ../../nbs/0_base/02_show.ipynb #d5fcdfd9
+# %% ../../nbs/0_base/02_show.ipynb #fea70faa
 def turntable(render,           # render(c [n,25]) -> dict
               n=24,             # views of one full turn, starting in front
               pitch=0., radius=2.7, focal=4.2647, pivot=(0,0,0), # as `camera.orbit`
@@ -164,7 +164,7 @@ def turntable(render,           # render(c [n,25]) -> dict
     c = orbit(torch.arange(n)*2*math.pi/n, pitch, radius, pivot, focal)
     return render_views(render, c, (key,), batch)[key]
 
-# %% ../../nbs/0_base/02_show.ipynb #22bf95c5
+# %% ../../nbs/0_base/02_show.ipynb #cc0dc8d1
 def views(out,   # dict as a render callable gives it
           key    # 'image', 'raw', 'depth', 'mask'
          ):      # uint8 [n,h,w,3]
@@ -173,7 +173,7 @@ def views(out,   # dict as a render callable gives it
     if key == 'depth': return depth_picture(out['depth'], out.get('mask'))
     return to_uint8(out[key]*2 - 1 if key == 'mask' else out[key])
 
-# %% ../../nbs/0_base/02_show.ipynb #c72c8159
+# %% ../../nbs/0_base/02_show.ipynb #3ff93f4a
 def strip(render,                        # render(c [n,25]) -> dict
           yaws=(-.8, -.4, 0., .4, .8),   # radians
           pitch=0., radius=2.7, focal=4.2647, pivot=(0,0,0), # as `camera.orbit`
@@ -185,7 +185,7 @@ def strip(render,                        # render(c [n,25]) -> dict
     if titles: x = _titled(x, [f'{math.degrees(y):.0f}°' for y in yaws] + ['']*(len(x) - len(yaws)))
     _show_png(image_grid(x, len(yaws)))
 
-# %% ../../nbs/0_base/02_show.ipynb #78731bb8
+# %% ../../nbs/0_base/02_show.ipynb #b4e18f10
 def save_video(frames,  # pictures, as `to_uint8` takes them
                path,    # .gif or .mp4
                fps=24   # frames per second
@@ -202,14 +202,14 @@ def save_video(frames,  # pictures, as `to_uint8` takes them
         else: imageio.mimwrite(f, list(x), fps=fps, quality=8, macro_block_size=2)
         return write_atomic(path, f.read_bytes())
 
-# %% ../../nbs/0_base/02_show.ipynb #34de979f
+# %% ../../nbs/0_base/02_show.ipynb #faa3cd7b
 def is_interactive():
     "Is a person at the other end?"
     if 'HEADNB_INTERACTIVE' in os.environ: return os.environ['HEADNB_INTERACTIVE'] == '1'
     from IPython import get_ipython
     return bool(getattr(getattr(get_ipython(), 'kernel', None), '_allow_stdin', False))
 
-# %% ../../nbs/0_base/02_show.ipynb #9510db20
+# %% ../../nbs/0_base/02_show.ipynb #2f542b6b
 class Live:
     "A picture in the file, a widget in the session."
     def __init__(self, picture, # uint8 [h,w,3]
@@ -222,7 +222,7 @@ class Live:
             data['application/vnd.jupyter.widget-view+json'] = dict(version_major=2, version_minor=0, model_id=self.widget().model_id)
         return data
 
-# %% ../../nbs/0_base/02_show.ipynb #c31f141b
+# %% ../../nbs/0_base/02_show.ipynb #6f7b580b
 def _mesh_arrays(mesh): # trimesh.Trimesh, or (vertices [v,3], faces [f,3], colours [v,3] 0..1 or None)
     "vertices, faces, colours as arrays; colours grey where there are none."
     if isinstance(mesh, tuple): v, f, c = (*mesh, None)[:3]
@@ -231,7 +231,7 @@ def _mesh_arrays(mesh): # trimesh.Trimesh, or (vertices [v,3], faces [f,3], colo
     require(v.ndim == 2 and v.shape[1] == 3 and len(f) > 0, f"a mesh needs vertices [v,3] and faces [f,3], not {list(v.shape)} and {list(f.shape)}")
     return v, f, np.full_like(v, .75) if c is None else np.asarray(c, np.float32)
 
-# %% ../../nbs/0_base/02_show.ipynb #62e3235f
+# %% ../../nbs/0_base/02_show.ipynb #9bcef2fb
 def _sprinkle(uv, depth, rgb, f, size): # per vertex [v,2] pixels, [v], [v,3]; faces; -> uint8 [size,size,3]
     "Draw triangles as dense points, far to near."
     edge = np.linalg.norm(uv[f] - uv[np.roll(f, 1, 1)], axis=-1).max(1)
@@ -249,7 +249,7 @@ def _sprinkle(uv, depth, rgb, f, size): # per vertex [v,2] pixels, [v], [v,3]; f
     out[at[ok][order, 1], at[ok][order, 0]] = col[ok][order]
     return out
 
-# %% ../../nbs/0_base/02_show.ipynb #da747467
+# %% ../../nbs/0_base/02_show.ipynb #dae2fa76
 def mesh_picture(mesh,                   # as `show_mesh`
                  yaws=(0., .7, 1.57),    # radians
                  pitch=.1, size=192,     # radians, pixels per view
@@ -274,7 +274,7 @@ def mesh_picture(mesh,                   # as `show_mesh`
         shots.append(pic.reshape(size, 2, size, 2, 3).mean((1, 3)))
     return image_grid((np.stack(shots)*255).astype(np.uint8), len(shots))
 
-# %% ../../nbs/0_base/02_show.ipynb #a24fe697
+# %% ../../nbs/0_base/02_show.ipynb #0a2cf9fb
 def mesh_figure(mesh): # as `show_mesh`
     "A plotly figure to turn and zoom."
     import plotly.graph_objects as go
@@ -284,7 +284,7 @@ def mesh_figure(mesh): # as `show_mesh`
     scene = dict(aspectmode='data', xaxis=off, yaxis=off, zaxis=off, camera=dict(up=dict(x=0, y=1, z=0), eye=dict(x=.4, y=.2, z=1.8)))
     return go.Figure(part, dict(scene=scene, margin=dict(l=0, r=0, t=0, b=0), width=480, height=480))
 
-# %% ../../nbs/0_base/02_show.ipynb #063f260f
+# %% ../../nbs/0_base/02_show.ipynb #f6401092
 def show_mesh(mesh,  # trimesh.Trimesh, or (vertices [v,3], faces [f,3], colours [v,3] in 0..1)
               yaws=(0., .7, 1.57), size=192, colour=True):
     "Display a mesh: pictures in the file, a plotly figure to turn in a live session."
@@ -295,7 +295,7 @@ def show_mesh(mesh,  # trimesh.Trimesh, or (vertices [v,3], faces [f,3], colours
         return W.Output(outputs=(dict(output_type='display_data', data=data, metadata={}),))
     display(Live(mesh_picture(mesh, yaws, size=size, colour=colour), widget))
 
-# %% ../../nbs/0_base/02_show.ipynb #d598bb58
+# %% ../../nbs/0_base/02_show.ipynb #80400ed0
 class Latest:
     "Run `work(wish)` for the newest wish only, one at a time, in the background."
     def __init__(self, work): # callable of one argument; exceptions are kept in `self.error`
@@ -322,7 +322,7 @@ class Latest:
     def wait(self): # until nothing is wished any more
         while (t := self.thread) is not None: t.join()
 
-# %% ../../nbs/0_base/02_show.ipynb #231b5e7d
+# %% ../../nbs/0_base/02_show.ipynb #280a6e6f
 class OrbitViewer(Live):
     "Sliders for yaw, pitch, seed and psi around any `render(c, seed, psi) -> dict`; c arrives on the CPU."
     def __init__(self, render, yaw=0., pitch=0., seed=0, psi=.7, radius=2.7, focal=4.2647, pivot=(0,0,0), limits=(math.pi, .6), size=384):
@@ -347,7 +347,7 @@ class OrbitViewer(Live):
             if state != self.state: self.out = self._shoot(state)
             self.state = state
         except Exception as e:
-            self.note.value = f'{type(e).__name__}: {e}'
+            self.note.value = html.escape(f'{type(e).__name__}: {e}')
             raise
         self.screen.value = self.frame()
         (h, w), (yaw, pitch) = self.out[self.view].shape[-2:], (math.degrees(state[k]) for k in ('yaw', 'pitch'))
@@ -357,7 +357,7 @@ class OrbitViewer(Live):
         "The current view as PNG bytes."
         return png_bytes(resized(views(self.out, self.view), self.size)[0])
 
-# %% ../../nbs/0_base/02_show.ipynb #e680088e
+# %% ../../nbs/0_base/02_show.ipynb #13fa6642
 @patch
 def build(self: OrbitViewer):
     "The widget (made once)."
@@ -368,15 +368,15 @@ def build(self: OrbitViewer):
     self.sliders = dict(yaw=W.FloatSlider(s['yaw'], min=-ly, max=ly, step=.02, description='yaw', **row), pitch=W.FloatSlider(s['pitch'], min=-lp, max=lp, step=.02, description='pitch', **row),
                         seed=W.IntSlider(s['seed'], min=0, max=999, description='seed', **row), psi=W.FloatSlider(s['psi'], min=0, max=1, step=.05, description='psi', **row))
     self.choice = W.ToggleButtons(options=self.keys, value=self.view, style=dict(button_width='72px'))
-    self.screen, self.note = W.Image(value=self.frame(), format='png', width=self.size, height=self.size), W.Label('')
+    self.screen, self.note = W.Image(value=self.frame(), format='png', width=self.size, height=self.size), W.HTML('')
     def changed(_):
         self.view = self.choice.value
         self.queue.ask({k: w.value for k, w in self.sliders.items()})
     for w in (*self.sliders.values(), self.choice): w.observe(changed, 'value')
-    self.box = W.HBox([self.screen, W.VBox([*self.sliders.values(), self.choice, self.note], layout=W.Layout(width='360px'))])
+    self.box = W.HBox([self.screen, W.VBox([*self.sliders.values(), self.choice, self.note], layout=W.Layout(width='340px', min_width='340px'))], layout=W.Layout(flex_flow='row wrap'))
     return self.box
 
-# %% ../../nbs/0_base/02_show.ipynb #10193611
+# %% ../../nbs/0_base/02_show.ipynb #87530235
 def orbit_viewer(render, # render(c [1,25], seed: int, psi: float) -> dict
                  **kw    # start and limits: yaw, pitch, seed, psi, radius, focal, pivot, limits=(yaw, pitch) in radians, size in pixels
                 ):       # OrbitViewer; as the last line of a cell it shows itself

@@ -5,14 +5,13 @@
 # %% auto #0
 __all__ = ['lattice', 'density_grid', 'surface', 'released_volume', 'vertex_colours', 'largest_part', 'extract_mesh', 'save_mesh']
 
-# %% ../../nbs/3_gan/39_export.ipynb #052b337c
-import math
+# %% ../../nbs/3_gan/39_export.ipynb #e65bbc23
 from pathlib import Path
 import numpy as np
 import torch
 from ..base.core import require, suggest, write_atomic, progress
 
-# %% ../../nbs/3_gan/39_export.ipynb #7f7a36db
+# %% ../../nbs/3_gan/39_export.ipynb #10e9502d
 def lattice(k,             # int64 [m]: point numbers
             n,             # points per side
             box_warp=1.,   # side of the cube, world units
@@ -23,7 +22,7 @@ def lattice(k,             # int64 [m]: point numbers
     else: i = torch.stack([k//n**2, k//n % n, k % n], -1).float()
     return i*(box_warp/(n - 1)) - box_warp/2
 
-# %% ../../nbs/3_gan/39_export.ipynb #04b1265b
+# %% ../../nbs/3_gan/39_export.ipynb #18f6539f
 @torch.no_grad()
 def density_grid(query,         # query(x [1,m,3]) -> (feat [1,m,c], sigma [1,m,1])
                  n=128,         # points per side
@@ -42,7 +41,7 @@ def density_grid(query,         # query(x [1,m,3]) -> (feat [1,m,c], sigma [1,m,
     require(np.isfinite(out).all(), "the density is not finite: the field gave NaN or infinity")
     return out.reshape(n, n, n)
 
-# %% ../../nbs/3_gan/39_export.ipynb #40ac014d
+# %% ../../nbs/3_gan/39_export.ipynb #0e78615d
 def surface(sigma,      # [n,n,n] raw density
             level=10.): # raw sigma on the surface
     "(vertices [v,3] in voxels, faces [f,3]) of the closed level set; faces seen from outside turn counter-clockwise."
@@ -53,7 +52,7 @@ def surface(sigma,      # [n,n,n] raw density
     v, f, _, _ = marching_cubes(np.pad(sigma, 1, constant_values=lid), level, gradient_direction='ascent')
     return np.clip(v - 1, 0, np.array(sigma.shape) - 1), f
 
-# %% ../../nbs/3_gan/39_export.ipynb #aee4df74
+# %% ../../nbs/3_gan/39_export.ipynb #3bd5327b
 def released_volume(sigma,        # [n,n,n], indices [x,y,z]
                     tool='image'): # 'image' or 'video'
     "The array of the released shape tools: flipped along x, border blanked."
@@ -63,7 +62,7 @@ def released_volume(sigma,        # [n,n,n], indices [x,y,z]
     out[keep] = sigma[::-1][keep]
     return out
 
-# %% ../../nbs/3_gan/39_export.ipynb #559b8bcb
+# %% ../../nbs/3_gan/39_export.ipynb #c4a9a797
 @torch.no_grad()
 def vertex_colours(query, x,      # the field; [v,3] world points
                    colour=None,   # feat [1,m,c] -> rgb [1,m,3] in 0..1; None: the first three features
@@ -75,7 +74,7 @@ def vertex_colours(query, x,      # the field; [v,3] world points
         out.append((colour(feat)[0].float().clamp(0, 1)*255).round().to(torch.uint8).cpu())
     return np.pad(torch.cat(out).numpy(), ((0, 0), (0, 1)), constant_values=255)
 
-# %% ../../nbs/3_gan/39_export.ipynb #5643acc0
+# %% ../../nbs/3_gan/39_export.ipynb #4832469a
 def largest_part(vertices, faces): # [v,3], [f,3]
     "(vertices, faces) of the connected part with the most faces."
     from scipy.sparse import coo_matrix
@@ -86,13 +85,13 @@ def largest_part(vertices, faces): # [v,3], [f,3]
     used, new = np.unique(faces[keep], return_inverse=True)
     return vertices[used], new.reshape(-1, 3)
 
-# %% ../../nbs/3_gan/39_export.ipynb #13c0ae45
+# %% ../../nbs/3_gan/39_export.ipynb #6924199f
 def _world(v, n, box_warp, released): # vertices in voxels of the array that was marched
     "Where a vertex is in the world; for released arrays, order (z,y,x) and flipped x."
     if released: v = np.stack([n - 1 - v[:, 2], v[:, 1], v[:, 0]], 1)
     return v*(box_warp/(n - 1)) - box_warp/2
 
-# %% ../../nbs/3_gan/39_export.ipynb #3671a9d3
+# %% ../../nbs/3_gan/39_export.ipynb #bad9b4ea
 def extract_mesh(query,              # query(x [1,m,3]) -> (feat [1,m,c], sigma [1,m,1])
                  n=128,              # lattice points per side
                  level=10.,          # raw sigma on the surface
@@ -117,7 +116,7 @@ def extract_mesh(query,              # query(x [1,m,3]) -> (feat [1,m,c], sigma 
     rgba = vertex_colours(query, x, colour, chunk, device) if colours else None
     return trimesh.Trimesh(v if released else x, f, vertex_colors=rgba, process=False)
 
-# %% ../../nbs/3_gan/39_export.ipynb #d8389dbd
+# %% ../../nbs/3_gan/39_export.ipynb #65996974
 def save_mesh(mesh, # trimesh.Trimesh
               path  # .ply, .obj or .glb
              ):     # path

@@ -1,0 +1,83 @@
+"""`headnb-run`: refused before it starts, killed, stopped in time, resumed, failed - each with its exit code and a folder that says why."""
+import dataclasses, json, os, subprocess, sys
+from pathlib import Path
+import numpy as np
+import pytest
+from headnb.base.core import repo_path
+from headnb.runs import EXIT, TrainRun, main
+
+TRAIN = '{kimg: 0.024, batch: 4, snapshot_kimg: 0.008, log_every: 1, preview_kimg: 0.012, density_every: 2, r1_every: 2}'
+
+
+@pytest.fixture(scope='module')
+def place(tmp_path_factory):
+    "A folder with a small data set and a specification."
+    from headnb.base.camera import orbit
+    from headnb.gan.data import write_dataset
+    here, rng = tmp_path_factory.mktemp('runs'), np.random.default_rng(0)
+    write_dataset(here/'set.zip', [dict(image=rng.integers(0, 255, (16, 16, 3), np.uint8), c=orbit(float(y))[0]) for y in np.linspace(-1, 1, 8)])
+    (here/'small.yaml').write_text(f'template: train\npaper: eg3d\nconfig: tiny\ndata: {here}/set.zip\ntrain: {TRAIN}\n')
+    return here
+
+
+def command(place, *args, kill=None):
+    env = os.environ | {'OMP_NUM_THREADS': '1', 'HEADNB_QUIET': '1'} | ({'HEADNB_KILL_AT': kill} if kill else {})
+    done = subprocess.run([sys.executable, '-m', 'headnb.runs', str(place/'small.yaml'), '--out', str(place/'out'), *args], env=env, cwd=repo_path(), capture_output=True, text=True, timeout=280)
+    return done.returncode, done.stdout + done.stderr
+
+
+def status(folder): return json.loads((folder/'status.json').read_text())
+
+
+def test_template_and_dataclass_name_the_same_parameters():
+    import papermill
+    cell = papermill.inspect_notebook(str(repo_path('nbs/9_runs/train.ipynb')))
+    assert set(cell) == {f.name for f in dataclasses.fields(TrainRun)} | {'out'}
+
+
+@pytest.mark.parametrize('change, message', [
+    ('train.kmig=2', "config.train has no parameter 'kmig'; did you mean 'kimg'?"),
+    ('pappers=eg3d', "train has no parameter 'pappers'; did you mean 'paper'?"),
+    ('config=tinny', "eg3d has no config 'tinny'; did you mean 'tiny'?"),
+    ('paper=eg3e', "no paper 'eg3e'; did you mean 'eg3d'?"),
+    ('train.batch=many', "config.train.batch is 'many' (str); expected int"),
+    ('template=trian', "no template 'trian'; did you mean 'train'?"),
+    ('data=data/none.zip', 'no data set at'),
+    ('resolution=7', 'but 7 x 7 are expected'),
+])
+def test_refused_before_anything_starts(place, capsys, change, message):
+    assert main([str(place/'small.yaml'), '--out', str(place/'refused'), '-p', change]) == EXIT['refused'] == 2
+    err = capsys.readouterr().err
+    assert message in err and err.count('\n') == 1, err
+    assert not (place/'refused').exists()
+
+
+def test_dry_run_writes_nothing(place, capsys):
+    assert main([str(place/'small.yaml'), '--out', str(place/'dry'), '--dry-run', '-p', 'train.kimg=7']) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown['config']['train']['kimg'] == 7 and len(shown['data_hash']) == 12 and not (place/'dry').exists()
+
+
+def test_killed_stopped_resumed(place):
+    "SIGKILL in the fourth step; resumed with no time left; resumed to the end: one folder, and the exit codes say which."
+    code, text = command(place, kill='G_step:3')
+    folder = place/'out'/'small'
+    assert code == EXIT['killed'] == 3, text
+    assert (status(folder)['status'], status(folder)['resumable']) == ('killed', True)
+    code, text = command(place, '--resume', '-p', 'train.max_seconds=0')
+    assert code == EXIT['resumable'] == 4, text
+    assert main([str(place/'small.yaml'), '--out', str(place/'out'), '--resume', '-p', 'train.gamma=7']) == 2     # not the same run
+    code, text = command(place, '--resume')
+    assert code == EXIT['done'] == 0, text
+    steps = [json.loads(l)['step'] for l in (folder/'metrics.jsonl').read_text().splitlines()]
+    assert steps == list(range(1, 7)) and [p.name for p in (place/'out').iterdir()] == ['small']
+    assert {'run.ipynb', 'report.html', 'config.json', 'environment.json', 'status.json', 'result.json', 'metrics.jsonl', 'checkpoints', 'previews'} <= {p.name for p in folder.iterdir()}
+    kept, env = json.loads((folder/'config.json').read_text()), json.loads((folder/'environment.json').read_text())
+    assert kept['config']['train']['batch'] == 4 and len(kept['data_hash']) == 12 and 'torch' in env['packages'] and env['commit']
+
+
+def test_failed(place):
+    code, text = command(place, '-p', 'train.max_loss=0.001', '-p', 'name=boom')
+    assert code == EXIT['failed'] == 1, text
+    assert 'at step 0; no checkpoint had been written' in status(place/'out'/'boom')['why']
+    assert main([str(place/'small.yaml'), '--out', str(place/'out'), '--resume', '-p', 'name=never']) == 2
