@@ -7,13 +7,13 @@ __all__ = ['TEMPLATES', 'EXIT', 'override', 'TrainRun', 'paper_module', 'model_c
            'check_parameters', 'open_data', 'check', 'environment', 'run_folder', 'html_report', 'execute', 'run',
            'build', 'fit', 'fit_processes', 'worker', 'main']
 
-# %% ../nbs/6_tools/64_runs.ipynb #452780c9
+# %% ../nbs/6_tools/64_runs.ipynb #cd62bd0a
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 import argparse, importlib, json, os, platform, signal, subprocess, sys, time
 from .base.core import BadInput, config_hash, from_dict, repo_path, require, suggest, to_dict, write_atomic
 
-# %% ../nbs/6_tools/64_runs.ipynb #d875d87d
+# %% ../nbs/6_tools/64_runs.ipynb #0b59b9cf
 def override(base: dict,      # nested plain data
              changes: dict,   # the same shape, only what differs
              where='config',  # for messages
@@ -26,7 +26,7 @@ def override(base: dict,      # nested plain data
         out[k] = override(base[k], v, f'{where}.{k}') if isinstance(base[k], dict) else v
     return out
 
-# %% ../nbs/6_tools/64_runs.ipynb #1b53ed68
+# %% ../nbs/6_tools/64_runs.ipynb #b3e2432d
 @dataclass(frozen=True)
 class TrainRun:
     "Parameters of `9_runs/train.ipynb`."
@@ -60,7 +60,7 @@ def model_config(spec: TrainRun):  # -> the paper's dataclass with fields G, D, 
     changes = {k: getattr(spec, k) for k in ('G', 'D', 'train') if getattr(spec, k)}
     return from_dict(type(preset), override(to_dict(preset), changes))
 
-# %% ../nbs/6_tools/64_runs.ipynb #4e8c9ab8
+# %% ../nbs/6_tools/64_runs.ipynb #3d3555e3
 def read_spec(spec,            # 'tiny/eg3d' or a path
               changes=(),      # 'name.name=value', value in YAML
              ):                # (name of the run, name of the template, parameters)
@@ -89,7 +89,7 @@ def template_path(name: str) -> Path:
     require(path.is_file(), f'no template {name!r}{suggest(name, [p.stem for p in path.parent.glob("*.ipynb")])}')
     return path
 
-# %% ../nbs/6_tools/64_runs.ipynb #01f43ab3
+# %% ../nbs/6_tools/64_runs.ipynb #d848f2e1
 def check_parameters(template: str, params: dict):
     "Parameters against the notebook's own parameters cell: names, and the type of each default."
     import papermill, logging
@@ -122,7 +122,7 @@ def check(template, params):
     if spec.state: require(repo_path(spec.state).parent.is_dir(), f'no folder {repo_path(spec.state).parent} for the state')
     return spec, facts
 
-# %% ../nbs/6_tools/64_runs.ipynb #8ec63640
+# %% ../nbs/6_tools/64_runs.ipynb #e339ee4c
 def environment() -> dict:
     "Machine, versions, commit and command."
     from importlib.metadata import distributions
@@ -142,7 +142,7 @@ def run_folder(name: str, resume: bool, root=None) -> Path:
         return used[-1]
     return root/(name if not used else f'{name}-{int(used[-1].name[len(name) + 1:] or 1) + 1}')
 
-# %% ../nbs/6_tools/64_runs.ipynb #0eb92cf5
+# %% ../nbs/6_tools/64_runs.ipynb #25b7a3f6
 EXIT = {'done': 0, 'failed': 1, 'refused': 2, 'killed': 3, 'resumable': 4}
 
 
@@ -177,7 +177,7 @@ def execute(template: str, params: dict, out: Path, bar=True) -> str:  # a key o
     if notebook.exists(): html_report(notebook)
     return _status(out, status, why=why, seconds=round(time.time() - begin, 1), resumable=bool(list(out.glob('checkpoints/step-*'))) and status != 'done')
 
-# %% ../nbs/6_tools/64_runs.ipynb #7625fada
+# %% ../nbs/6_tools/64_runs.ipynb #4cbe3027
 def run(spec, changes=(), resume=False, dry=False, root=None, bar=True):  # -> (status, folder)
     "Check a specification, make its folder, execute it."
     name, template, params = read_spec(spec, changes)
@@ -206,7 +206,7 @@ def _same_run(out, facts):
     require(not wrong, f'{out.name} cannot be resumed: {wrong.replace("checkpoint", "run")}')
     require(facts.get('data_hash') == before.get('data_hash'), f'{out.name} cannot be resumed: its data were {before.get("data_hash")}, these are {facts.get("data_hash")}')
 
-# %% ../nbs/6_tools/64_runs.ipynb #d45792a1
+# %% ../nbs/6_tools/64_runs.ipynb #44d329ba
 def build(spec: TrainRun, cfg):  # -> (G, D)
     "The networks of a configuration, seeded."
     import torch
@@ -238,19 +238,23 @@ def fit(spec: TrainRun, cfg, data, out, resume='auto', observers=None):  # -> th
 
 def fit_processes(spec: TrainRun, out):
     "The same in several processes of this machine."
+    def with_parent():   # if this process is killed, so are they (Linux)
+        import ctypes
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
     done = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', f'--nproc-per-node={spec.processes}', '-m', 'headnb.runs', '--worker', str(out)],
-                          env=os.environ | {'OMP_NUM_THREADS': str(max(1, os.cpu_count()//spec.processes))})
+                          env=os.environ | {'OMP_NUM_THREADS': str(max(1, os.cpu_count()//spec.processes))}, preexec_fn=with_parent if sys.platform == 'linux' else None)
     require(done.returncode == 0, f'torchrun ended with {done.returncode}')
 
 
 def worker(out):
     "One process of `fit_processes`."
+    if os.environ.get('RANK', '0') != '0': os.environ['HEADNB_QUIET'] = '1'
     table = json.loads((Path(out)/'config.json').read_text())
     spec = from_dict(TrainRun, {k: v for k, v in table['parameters'].items() if k != 'out'})
     cfg = model_config(spec)
     fit(spec, cfg, open_data(spec, cfg), out)
 
-# %% ../nbs/6_tools/64_runs.ipynb #61fc2c2c
+# %% ../nbs/6_tools/64_runs.ipynb #81daa36b
 def main(argv=None) -> int:
     "headnb-run SPEC [-p name=value ...] [--resume] [--dry-run] [--out FOLDER]"
     p = argparse.ArgumentParser('headnb-run', description='Execute a run: papermill_runs/<size>/<paper>.yaml. Exit codes: ' + ', '.join(f'{v} {k}' for k, v in EXIT.items()))

@@ -197,6 +197,14 @@ def front_view(v, f, box, n):
     return face, bary, z
 
 
+def nearest_on_mesh(p, v, f, choose, fine=12):
+    """The point of the triangles `choose` nearest to p [3], found on a grid of barycentrics -> (face, barycentrics)."""
+    near = choose[np.argsort(((v[f[choose]].mean(1) - p)**2).sum(1), kind='stable')[:60]]
+    w = np.array([(i, j, fine-i-j) for i in range(fine+1) for j in range(fine+1-i)])/fine
+    d = ((np.einsum('wk,fkc->fwc', w, v[f[near]]) - p)**2).sum(-1); k = int(d.argmin())
+    return near[k//len(w)], w[k % len(w)]
+
+
 def landmarks(v, f, part_of_face, lip_of_face_uv, jaw_w, eye_centres):
     """68 landmarks in the iBUG order and the two pupils, found on the frontal view of the mean head (a symmetric mesh: the half with x < 0 is searched, the other is its mirror image).
     Returns face indices [70], barycentrics [70,3]."""
@@ -255,9 +263,11 @@ def landmarks(v, f, part_of_face, lip_of_face_uv, jaw_w, eye_centres):
             if face[i, j] < 0 or ear[i, j]: break
             if last is not None and (z[last[0], last[1]] - z[i, j] > .004 or part[i, j] in (PARTS.index('neck'), PARTS.index('torso'))): break
             last = (i, j)
-        i, j = row(mid[1] + (rr-4*step)*np.sin(a)), col(mid[0] - (rr-4*step)*np.cos(a)); rim.append((xs[j], ys[i]))
-    rim = np.array(rim); arc = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(rim, axis=0), axis=1))])
-    for k in range(9): pts[k] = tuple(np.array([np.interp(arc[-1]*k/8, arc, rim[:, d]) for d in (0, 1)])) if k < 8 else (0., rim[-1][1])
+        i, j = row(mid[1] + (rr-4*step)*np.sin(a)), col(mid[0] - (rr-4*step)*np.cos(a)); rim.append((xs[j], ys[i], sz[i, j]))
+    rim = np.array(rim); arc = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(rim[:, :2], axis=0), axis=1))])
+    rim = np.stack([np.polyval(np.polyfit(arc/arc[-1], rim[:, d], 5), arc/arc[-1]) for d in range(3)], 1)      # at a silhouette the depth jumps about: a smooth curve is meant
+    contour = np.stack([[np.interp(arc[-1]*k/8, arc, rim[:, d]) for d in range(3)] for k in range(9)]); contour[8, 0] = 0
+    for k in range(9): pts[k] = tuple(contour[k, :2])
     mirror = {**{k: 16-k for k in range(8)}, 17: 26, 18: 25, 19: 24, 20: 23, 21: 22, 31: 35, 32: 34, 36: 45, 37: 44, 38: 43, 39: 42, 40: 47, 41: 46, 48: 54, 49: 53, 50: 52, 58: 56, 59: 55, 60: 64, 61: 63, 67: 65}
     for a, b in mirror.items(): pts[b] = (-pts[a][0], pts[a][1])
     idx, bar = np.zeros(70, np.int64), np.zeros((70, 3))
@@ -266,6 +276,8 @@ def landmarks(v, f, part_of_face, lip_of_face_uv, jaw_w, eye_centres):
         hits = np.argwhere(sface[max(i-12, 0):i+13, max(j-12, 0):j+13] >= 0) + [max(i-12, 0), max(j-12, 0)]      # nearest skin pixel (the eye opening has none)
         i, j = hits[np.argmin(((hits - [i, j])**2).sum(1))]
         idx[k], bar[k] = skin[sface[i, j]], sbary[i, j]
+    outer = skin[~np.isin(part_of_face[skin], [PARTS.index('lid'), PARTS.index('lip')])]
+    for k in range(17): idx[k], bar[k] = nearest_on_mesh(contour[min(k, 16-k)]*([1, 1, 1] if k <= 8 else [-1, 1, 1]), v, f, outer)
     ball = np.flatnonzero(part_of_face == PARTS.index('eyeball'))
     bface, bbary, _ = front_view(v, f[ball], box, n)
     for k, c in zip((68, 69), (eye_centres[1], eye_centres[0])):

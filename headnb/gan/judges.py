@@ -6,9 +6,9 @@
 __all__ = ['FACE_ANGLE', 'TERMS', 'camera_to_head', 'angles', 'judge_record', 'read_judge_set', 'JudgeCfg', 'Residual',
            'JudgeNet', 'soft_argmax', 'orthonormal', 'identity_loss', 'judge_losses', 'worsen', 'FitCfg', 'fit',
            'train_step', 'auc', 'pair_auc', 'intersection_over_union', 'rotation_angle', 'measure',
-           'standardise_features', 'save_judge', 'FeatureNet', 'Judges', 'load_judges']
+           'standardise_features', 'save_judge', 'FeatureNet', 'Judges', 'load_judges', 'check_on_samples']
 
-# %% ../../nbs/3_gan/33_judges.ipynb #4e182460
+# %% ../../nbs/3_gan/33_judges.ipynb #771d7fcd
 import copy, json, math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from ..base.core import BadInput, asset_path, from_dict, progress, require, sha256_of, suggest, to_dict, write_atomic
 
-# %% ../../nbs/3_gan/33_judges.ipynb #cf9d2c3a
+# %% ../../nbs/3_gan/33_judges.ipynb #06ad69c6
 FACE_ANGLE = 75.   # degrees from the front up to which a face counts as visible
 
 
@@ -37,7 +37,7 @@ def angles(rotation,   # [n,3,3] camera to head
     r = rotation.float()
     return torch.atan2(-r[:, 0, 2], -r[:, 2, 2]), (-r[:, 1, 2]).clamp(-1, 1).asin(), torch.atan2(r[:, 1, 0], -r[:, 1, 1])
 
-# %% ../../nbs/3_gan/33_judges.ipynb #9931f461
+# %% ../../nbs/3_gan/33_judges.ipynb #506cd1f9
 def judge_record(truth: dict,   # of a rendered head: image [n,3,h,w] -1..1, c, seg [n,1,h,w], landmarks [n,68,2] in image widths, shape, expression, style, accessory, identity; head_rotation optional
                  parts: int,    # number of part labels
                  size: int = 64,
@@ -61,7 +61,7 @@ def read_judge_set(folder,) -> dict:  # folder of `*.safetensors` shards
     rows = [load_file(s) for s in shards]
     return {k: torch.cat([r[k] for r in rows]) for k in rows[0]}
 
-# %% ../../nbs/3_gan/33_judges.ipynb #3a3c8c4c
+# %% ../../nbs/3_gan/33_judges.ipynb #039429a8
 @dataclass(frozen=True)
 class JudgeCfg:
     "What a judge looks for; names travel with the weights."
@@ -130,7 +130,7 @@ class JudgeNet(nn.Module):
         vectors = dict(zip(self.sizes, self.vector(F.relu(self.hidden(flat))).split(list(self.sizes.values()), 1)))
         return dict(features=self._pool(stages), identity=F.normalize(self.identity(flat), dim=1), parts=seg, landmarks=soft_argmax(spots), **{**vectors, 'rotation': orthonormal(vectors['rotation']), 'front': vectors['front'][:, 0]})
 
-# %% ../../nbs/3_gan/33_judges.ipynb #349ef7bc
+# %% ../../nbs/3_gan/33_judges.ipynb #d35d5688
 def soft_argmax(maps,):  # [n,k,h,w] -> [n,k,2]: x, y in 0..1 of the image
     "Centre of mass of the softmax of each map."
     n, k, h, w = maps.shape
@@ -146,7 +146,7 @@ def orthonormal(six,):  # [n,6] -> rotation [n,3,3], columns from Gram-Schmidt
     b = F.normalize(b-(a*b).sum(1, keepdim=True)*a, dim=1)
     return torch.stack([a, b, torch.linalg.cross(a, b)], -1)
 
-# %% ../../nbs/3_gan/33_judges.ipynb #1248f772
+# %% ../../nbs/3_gan/33_judges.ipynb #852eef18
 TERMS = dict(identity=1., parts=1., landmarks=.5, rotation=2., shape=.3, expression=.5, style=.5, accessory=.3, front=.3)  # weights
 
 
@@ -174,7 +174,7 @@ def judge_losses(out: dict,     # of a JudgeNet
                 shape=shown(code('shape')), expression=shown(code('expression')), style=F.cross_entropy(out['style'], rec['style'].long()),
                 accessory=F.cross_entropy(out['accessory'], rec['accessory'].long()), front=F.binary_cross_entropy_with_logits(out['front'], front))
 
-# %% ../../nbs/3_gan/33_judges.ipynb #45385682
+# %% ../../nbs/3_gan/33_judges.ipynb #34ca0983
 def worsen(x,           # images [n,3,h,w] in -1..1
            generator=None):
     "Random light and colour; some images at half size, some noisy."
@@ -185,55 +185,61 @@ def worsen(x,           # images [n,3,h,w] in -1..1
     noise = torch.randn(y.shape, generator=generator)*u(0, .15)
     return torch.where(u(0, 1) < .3, y+noise, y).clamp(-1, 1)
 
-# %% ../../nbs/3_gan/33_judges.ipynb #1b9d8e04
+# %% ../../nbs/3_gan/33_judges.ipynb #ea2acd88
 @dataclass(frozen=True)
 class FitCfg:
     "How a judge is trained."
-    seconds: float = 1200.
-    batch: int = 64
+    seconds: float = 1200.    # the learning rate reaches zero here
+    batch: int = 32
     lr: float = 2e-3
     decay: float = .02
     save_every: float = 60.   # seconds
     seed: int = 0
 
 
-def _state(net, proxies, opt, spent, seen, generator, codes):
-    return dict(net=net.state_dict(), proxies=proxies.detach(), opt=opt.state_dict(), spent=spent, seen=seen, generator=generator.get_state(), codes=codes)
+def _resume(path, net, opt, proxies, people, g):
+    "Take up a checkpoint; people that it knows keep their proxies. Returns seconds spent, images seen."
+    if not path.exists(): return 0., 0
+    old = torch.load(path, weights_only=True)
+    net.load_state_dict(old['net']); g.set_state(old['generator'])
+    known = {int(p): i for i, p in enumerate(old['people'])}
+    at = [(i, known[int(p)]) for i, p in enumerate(people) if int(p) in known]
+    if at: proxies.data[[i for i, _ in at]] = old['proxies'][[j for _, j in at]]
+    if torch.equal(old['people'], people): opt.load_state_dict(old['opt'])
+    return old['spent'], old['seen']
 
 
 def fit(net: JudgeNet, data: dict,   # a judge record
-        folder,                      # checkpoint and log live here; an unfinished run there goes on
+        folder,                      # the checkpoint lives here; an unfinished run there goes on, also with more data
         cfg: FitCfg = FitCfg(),
+        stop: float = math.inf,      # leave after so many seconds of this call; the schedule stays
         log=print,                   # gets one line at every save
        ) -> dict:                    # the last checkpoint
     "Train all heads at once."
     import time
-    folder, g = Path(folder), torch.Generator().manual_seed(cfg.seed)
+    path, g = Path(folder)/'judge.pt', torch.Generator().manual_seed(cfg.seed)
     people, which = data['identity'].unique(return_inverse=True)
     data = {**data, 'identity': which}
-    codes = {k: (data[k].float().mean(0), data[k].float().std(0).clamp(min=1e-3)) for k in ('shape', 'expression')}
+    mean, std = [{k: getattr(data[k].float(), f)(0).clamp(min=-math.inf if f == 'mean' else 1e-3) for k in ('shape', 'expression')} for f in ('mean', 'std')]
     proxies = nn.Parameter(torch.randn(len(people), net.cfg.embed, generator=g)*.1)
     opt = torch.optim.AdamW([*net.parameters(), proxies], lr=cfg.lr, weight_decay=cfg.decay)
-    spent, seen, saved = 0., 0, 0.
-    if (folder/'judge.pt').exists():
-        old = torch.load(folder/'judge.pt', weights_only=True)
-        net.load_state_dict(old['net']); opt.load_state_dict(old['opt']); proxies.data.copy_(old['proxies']); g.set_state(old['generator'])
-        spent, seen, codes = old['spent'], old['seen'], old['codes']
-    mean, std = [{k: v[i] for k, v in codes.items()} for i in (0, 1)]
-    start, order, before, terms, bar = time.time(), [], spent, {}, progress(total=int(cfg.seconds), desc='judge')
+    before, seen = _resume(path, net, opt, proxies, people, g)
+    start, order, spent, saved, bar = time.time(), [], before, before, progress(total=int(cfg.seconds), desc='judge')
     net.train()
-    while spent < cfg.seconds:
+    while spent < cfg.seconds and spent-before < stop:
         if len(order) < cfg.batch: order = torch.randperm(len(which), generator=g).tolist()
         rows, order = torch.tensor(order[:cfg.batch]), order[cfg.batch:]
-        terms = train_step(net, proxies, opt, {k: v[rows] for k, v in data.items()}, mean, std, cfg.lr*min(1, seen/6400+.05)*(.5+.5*math.cos(math.pi*min(spent/cfg.seconds, 1))), g)
+        lr = cfg.lr*min(1, seen/6400+.05)*(.5+.5*math.cos(math.pi*min(spent/cfg.seconds, 1)))
+        terms = train_step(net, proxies, opt, {k: v[rows] for k, v in data.items()}, mean, std, lr, g)
         spent, seen = before+time.time()-start, seen+cfg.batch
         bar.update(int(spent)-bar.n)
-        if spent-saved > cfg.save_every or spent >= cfg.seconds:
+        if spent-saved > cfg.save_every or spent >= cfg.seconds or spent-before >= stop:
             saved = spent
-            write_atomic(folder/'judge.pt', lambda p: torch.save(_state(net, proxies, opt, spent, seen, g, codes), p))
+            state = dict(net=net.state_dict(), opt=opt.state_dict(), proxies=proxies.detach(), people=people, generator=g.get_state(), spent=spent, seen=seen)
+            write_atomic(path, lambda p: torch.save(state, p))
             log(f'{spent:6.0f} s {seen/1000:6.1f} kimg ' + ' '.join(f'{k} {float(v):.3f}' for k, v in terms.items()))
     net.eval()
-    return torch.load(folder/'judge.pt', weights_only=True)
+    return torch.load(path, weights_only=True)
 
 
 def train_step(net, proxies, opt, rec, mean, std, lr, generator):
@@ -247,7 +253,7 @@ def train_step(net, proxies, opt, rec, mean, std, lr, generator):
     opt.step()
     return {k: v.detach() for k, v in terms.items()}
 
-# %% ../../nbs/3_gan/33_judges.ipynb #9e4c5630
+# %% ../../nbs/3_gan/33_judges.ipynb #1a946164
 def auc(yes, no,):  # scores of the positive and of the negative cases
     "Probability that a positive scores higher than a negative (ties count half)."
     order = torch.cat([no, yes]).double()
@@ -266,7 +272,7 @@ def pair_auc(embedding,  # [n,e], unit length
     require(same.any() and (~same).any(), 'pair_auc needs pairs of the same and of different identities')
     return auc(score[same], score[~same])
 
-# %% ../../nbs/3_gan/33_judges.ipynb #f6d4ca3d
+# %% ../../nbs/3_gan/33_judges.ipynb #f28f17ff
 def intersection_over_union(guess, truth, classes: int):  # label maps -> [classes], NaN where absent
     "Intersection over union of each part, over all images."
     both = torch.bincount((truth.long()*classes+guess.long()).flatten(), minlength=classes**2).view(classes, classes).double()
@@ -296,7 +302,7 @@ def measure(net: JudgeNet, data: dict,  # held-out judge record
             'accessory accuracy': hit('accessory'), 'front-face AUC': auc(out['front'][front], out['front'][~front]), 'pose error degrees median': angle.median().item(), 'pose error degrees mean': angle.mean().item(),
             'shape correlation': fit_of('shape'), 'expression correlation': fit_of('expression')}
 
-# %% ../../nbs/3_gan/33_judges.ipynb #35eda88f
+# %% ../../nbs/3_gan/33_judges.ipynb #e9ef29bf
 @torch.no_grad()
 def standardise_features(net: JudgeNet, images,):  # uint8 [n,3,h,w]: a sample of the training images
     "Set the mean and spread by which the FID features are standardised."
@@ -324,7 +330,7 @@ class FeatureNet(nn.Module):
 
     def forward(self, x): return self.features(x)
 
-# %% ../../nbs/3_gan/33_judges.ipynb #3f8f75f5
+# %% ../../nbs/3_gan/33_judges.ipynb #5f7dcb7d
 class Judges:
     "The judges: one method per head, each with a name, each replaceable."
     HEADS = ('features', 'identity', 'parts', 'landmarks', 'pose', 'codes', 'style', 'accessory', 'front')
@@ -389,3 +395,26 @@ def load_judges(path=None,      # weights; None: the shipped ones
     require(not lost, f'{path} lacks {", ".join(lost[:3])}: weights of another configuration')
     net.load_state_dict(state, strict=False)
     return Judges(net.to(device), f'headnb judge {sha256_of(path)[:8]}', about)
+
+# %% ../../nbs/3_gan/33_judges.ipynb #34d71c9b
+@torch.no_grad()
+def check_on_samples(judges: Judges, sample,   # sample(z [b,z_dim], c [b,25]) -> images
+                     cameras,                  # [v,25]: each latent is seen from all of them
+                     n: int = 64, z_dim: int = 512, seed: int = 0, batch: int = 8,
+                    ) -> dict:                 # name -> number
+    "Do the judges hold on a generator's samples?"
+    z, seen = torch.randn(n, z_dim, generator=torch.Generator().manual_seed(seed)), angles(camera_to_head(cameras))
+    front = torch.rad2deg((seen[0].cos()*seen[1].cos()).acos()) < FACE_ANGLE
+    require(front.sum() > 1, 'check_on_samples needs at least two cameras that see the face')
+    rows, errors, faces = [], [], []
+    for c, yes in zip(cameras, front):
+        x = torch.cat([sample(b, c.expand(len(b), 25)) for b in z.split(batch)])
+        yaw, pitch, _ = judges.pose(x)
+        d, e = [torch.stack([y.sin()*p.cos(), p.sin(), y.cos()*p.cos()], -1) for y, p in ((yaw, pitch), [a.expand(n) for a in angles(camera_to_head(c[None]))[:2]])]
+        errors.append(torch.rad2deg((d*e).sum(-1).clamp(-1, 1).acos())); faces.append(judges.front(x))
+        if yes: rows.append(judges.identity(x))
+    faces = torch.stack(faces)
+    out = {'same/different latent AUC': pair_auc(torch.cat(rows), torch.arange(n).repeat(len(rows))), 'pose error degrees mean': torch.cat(errors).mean().item(), 'pose error degrees median': torch.cat(errors).median().item()}
+    return {**out, 'latents': n, 'views': len(cameras), **({'front-face AUC': auc(faces[front].flatten(), faces[~front].flatten())} if (~front).any() else {})}
+
+#SHIPPED

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['RUN_LENGTH', 'KILL_POINTS', 'ReconCfg', 'TrainCfg', 'kill_point', 'rng_state', 'set_rng_state', 'rng_kept', 'Phase',
-           'make_phases', 'after', 'default_terms', 'Run', 'draw', 'clean_gradients', 'play', 'average', 'adapt',
-           'save_checkpoint', 'checkpoints', 'damage', 'newest', 'first_difference', 'load_checkpoint', 'resume', 'Log',
-           'preview', 'Pictures', 'crossed', 'Diverged', 'check_finite', 'train', 'export_state', 'import_state']
+           'make_phases', 'after', 'make_latents', 'default_terms', 'Run', 'draw', 'clean_gradients', 'play', 'average',
+           'adapt', 'save_checkpoint', 'same_everywhere', 'checkpoints', 'damage', 'newest', 'first_difference',
+           'load_checkpoint', 'resume', 'Log', 'preview', 'Pictures', 'crossed', 'Diverged', 'check_finite', 'train',
+           'export_state', 'import_state']
 
-# %% ../../nbs/3_gan/37_train.ipynb #e4649a10
+# %% ../../nbs/3_gan/37_train.ipynb #00db4534
 from dataclasses import dataclass, field, replace
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,9 +19,9 @@ import numpy as np, torch
 from ..base.core import BadInput, require, progress, sha256_of, to_dict, write_atomic
 from ..base.show import image_grid
 from .data import Batches, pose_weights
-from .terms import Latents, Logistic, R1, Recon, ScheduleCfg, Step, ada_p, density_terms, ema_beta, lazy_adam, total
+from .terms import ImageLatents, Latents, Logistic, R1, Recon, ScheduleCfg, Step, ada_p, density_terms, ema_beta, lazy_adam, total
 
-# %% ../../nbs/3_gan/37_train.ipynb #68647da0
+# %% ../../nbs/3_gan/37_train.ipynb #5a0cbb87
 @dataclass(frozen=True)
 class ReconCfg:
     "The warm start of notebook 35: reconstruct the training views first, then hand over to the GAN."
@@ -28,9 +29,12 @@ class ReconCfg:
     fade_kimg: float = 0.   # then its weight falls to `end` over so many
     end: float = 0.
     d_kimg: float = 2.      # D starts learning so many before G hears of it
+    latents: Literal['encoder', 'table'] = 'encoder'
     mask: float = 1.
+    outside: bool = False   # the mask counts beside the head too (white background)
     depth: float = 3.
-    lr: float = 0.01        # of the latents
+    kl: float = 2e-4
+    lr: float = 0.002       # of the latents
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,7 @@ class TrainCfg:
 
 RUN_LENGTH = ('kimg', 'max_seconds', 'snapshot_kimg', 'keep', 'preview_kimg', 'log_every', 'tensorboard')   # may change on resume
 
-# %% ../../nbs/3_gan/37_train.ipynb #256704ca
+# %% ../../nbs/3_gan/37_train.ipynb #36f850c0
 KILL_POINTS = ('loader', 'G_step', 'G_reg', 'D_step', 'R1', 'EMA', 'checkpoint_write', 'rename')
 
 
@@ -82,7 +86,7 @@ def kill_point(name: str,  # one of KILL_POINTS
     at = os.environ.get('HEADNB_KILL_AT')
     if at and at == f'{name}:{step}': os.kill(os.getpid(), signal.SIGKILL)
 
-# %% ../../nbs/3_gan/37_train.ipynb #bd3ff221
+# %% ../../nbs/3_gan/37_train.ipynb #9168eb0c
 def rng_state() -> dict:  # tensors and plain data
     "The state of every random generator of this process."
     kind, keys, *rest = np.random.get_state()
@@ -107,7 +111,7 @@ def rng_kept():
     try: yield
     finally: set_rng_state(s)
 
-# %% ../../nbs/3_gan/37_train.ipynb #e13d8ded
+# %% ../../nbs/3_gan/37_train.ipynb #945f890f
 @dataclass
 class Phase:
     "Terms that are evaluated together, with the optimiser they drive."
@@ -128,10 +132,18 @@ def make_phases(terms,  # list of terms
         if mine: out.append(Phase(name, who, mine, mine[0].every))
     return out
 
-# %% ../../nbs/3_gan/37_train.ipynb #f35c1024
+# %% ../../nbs/3_gan/37_train.ipynb #9757cd70
 def after(kimg: float, weight: float = 1.):  # -> function of kimg
     "A weight that is zero before `kimg`."
     return (lambda k: weight if k >= kimg else 0.) if kimg > 0 else weight
+
+
+def make_latents(cfg: ReconCfg, data, z_dim, seed):
+    "Where the warm start takes its latents from."
+    if cfg.latents == 'table': return Latents(len(data), z_dim, seed)
+    with rng_kept():
+        torch.manual_seed(seed)
+        return ImageLatents(z_dim, data.resolution)
 
 
 def default_terms(cfg: TrainCfg,
@@ -141,12 +153,12 @@ def default_terms(cfg: TrainCfg,
     "EG3D's terms, preceded by the warm start if the configuration has one."
     r, start = cfg.recon, cfg.recon.kimg
     fade = lambda k: 1. if k < start else r.end + (1 - r.end)*max(0., 1 - (k - start)/r.fade_kimg) if r.fade_kimg else r.end
-    out = [Recon(weight=fade, latents=latents, mask=r.mask, depth=r.depth)] if start else []
+    out = [Recon(weight=fade, latents=latents, mask=r.mask, outside=r.outside, depth=r.depth, kl=r.kl)] if start else []
     lazy = density_terms(cfg.density, cfg.density_weight, cfg.density_every, cfg.density_std, box_warp)
     out += [Logistic(weight=after(start), who='G'), *lazy]
     return out + [Logistic(weight=after(start - r.d_kimg), who='D'), R1(weight=after(start - r.d_kimg), every=cfg.r1_every, gamma=cfg.gamma, keys=cfg.r1_keys)]
 
-# %% ../../nbs/3_gan/37_train.ipynb #07ceb54e
+# %% ../../nbs/3_gan/37_train.ipynb #5a05c2d3
 class Run:
     "A training run: networks, optimisers, data order, counters."
     def __init__(self, G, D, data,
@@ -165,7 +177,7 @@ class Run:
         self.G, self.D = (m.to(self.device, memory_format=layout).train() for m in (G, D))
         self.G_ema = copy.deepcopy(self.G).eval().requires_grad_(False)
         self.augment = augment.to(self.device) if augment else None
-        self.latents = Latents(len(data), self.z_dim, cfg.seed).to(self.device) if cfg.recon.kimg else None
+        self.latents = make_latents(cfg.recon, data, self.z_dim, cfg.seed).to(self.device) if cfg.recon.kimg else None
         self.terms = default_terms(cfg, self.latents) if terms is None else terms
         self.phases, self.labels = make_phases(self.terms), data.labels.to(self.device)
         self.weights = pose_weights(data.labels, cfg.balance) if cfg.balance else None
@@ -195,7 +207,7 @@ class Run:
                 for t in (m.state_dict().values() if m else ()): t.copy_(broadcast(t.contiguous()))
         torch.manual_seed(self.cfg.seed*self.world + self.acc.process_index)
 
-# %% ../../nbs/3_gan/37_train.ipynb #ba3d62eb
+# %% ../../nbs/3_gan/37_train.ipynb #21fb1389
 def draw(run: Run, real, who) -> Step:
     "A fresh step: latents and cameras at random (`weights` of the poses included)."
     b, n = run.cfg.batch//run.world, len(run.labels)
@@ -212,7 +224,7 @@ def clean_gradients(run: Run, who):
         for g, v in zip(grads, flat.split([g.numel() for g in grads])): g.copy_(v.view(g.shape))
     for g in grads: g.nan_to_num_(0., 1e5, -1e5)
 
-# %% ../../nbs/3_gan/37_train.ipynb #777277d1
+# %% ../../nbs/3_gan/37_train.ipynb #268872c8
 def play(run: Run, phase: Phase, real: dict) -> dict:  # numbers for the log
     "One optimiser step of one phase."
     terms = phase.active(run.nimg)
@@ -232,7 +244,7 @@ def play(run: Run, phase: Phase, real: dict) -> dict:  # numbers for the log
     for g in opt.param_groups: g['lr'] = g['base']*warm
     opt.step()
     opt.zero_grad(set_to_none=True)
-    run.shared = step if phase.name == 'G_step' and run.cfg.share_fakes and 'fake' in step.__dict__ else None
+    if phase.name in ('G_step', 'D_step'): run.shared = step if phase.name == 'G_step' and run.cfg.share_fakes and 'fake' in step.__dict__ else None
     kill_point(phase.name, run.step)
     return step.stats
 
@@ -254,7 +266,7 @@ def adapt(run: Run, stats):
     run.augment.p.fill_(p)
     run.signs = [0., 0]
 
-# %% ../../nbs/3_gan/37_train.ipynb #d4623773
+# %% ../../nbs/3_gan/37_train.ipynb #1a567f8d
 def _modules(run): return {k: m for k in ('G', 'D', 'G_ema', 'latents', 'augment') if (m := getattr(run, k)) is not None}
 
 
@@ -276,6 +288,7 @@ def _save_tensors(tensors, path):
 
 def save_checkpoint(run: Run) -> Path:
     "Write everything; atomically, with checksums. A failure leaves what was there before."
+    same_everywhere(run)
     where = run.out/'checkpoints'/f'step-{run.step:08d}'
     new, rank = where.with_name(f'.{where.name}.tmp'), run.acc.process_index
     if run.acc.is_main_process: shutil.rmtree(new, ignore_errors=True); new.mkdir(parents=True)
@@ -292,6 +305,14 @@ def save_checkpoint(run: Run) -> Path:
         raise OSError(e.errno, f'cannot write checkpoint {where}: {e.strerror or e}; {"the last good one is " + last[0] if last else "there is none yet"}') from None
     run.acc.wait_for_everyone()
     return where
+
+
+def same_everywhere(run: Run):
+    "Several processes must hold the same weights."
+    if run.world == 1: return
+    mine = torch.stack([p.detach().double().abs().sum() for p in run._params['G'] + run._params['D']])
+    every = run.acc.gather(mine[None])
+    require(bool((every == every[:1]).all()), f'the weights of {run.world} processes have drifted apart at step {run.step}')
 
 
 def _write_shared(run, new, where):
@@ -314,7 +335,7 @@ def _write_shared(run, new, where):
 def _sync(path):
     with open(path, 'rb') as f: os.fsync(f.fileno())
 
-# %% ../../nbs/3_gan/37_train.ipynb #93d750ec
+# %% ../../nbs/3_gan/37_train.ipynb #05b1323b
 def checkpoints(out) -> list:  # folders, oldest first
     "The complete checkpoints of a run."
     return sorted(Path(out).glob('checkpoints/step-*'))
@@ -340,7 +361,7 @@ def newest(out,  # folder of a run
     require(not bad, f'{out}: no checkpoint can be used ({"; ".join(bad)})')
     return None, bad
 
-# %% ../../nbs/3_gan/37_train.ipynb #1f587a90
+# %% ../../nbs/3_gan/37_train.ipynb #81a826b2
 def first_difference(a: dict, b: dict, where=''):  # -> 'train.batch: 8 here, 16 there' or ''
     "The first entry in which two nested configurations differ."
     for k in sorted({*a, *b}):
@@ -385,7 +406,7 @@ def resume(run: Run,
     if folder is not None: load_checkpoint(run, folder)
     return bad
 
-# %% ../../nbs/3_gan/37_train.ipynb #bad08599
+# %% ../../nbs/3_gan/37_train.ipynb #050dabeb
 class Log:
     "metrics.jsonl, and TensorBoard if asked."
     def __init__(self, out, every=20, tensorboard=False):
@@ -413,7 +434,7 @@ class Log:
         with open(self.path, 'a') as f: f.write(json.dumps(row) + '\n')
         for k, v in row.items() if self.board else (): self.board.add_scalar(k, v or 0., run.step)
 
-# %% ../../nbs/3_gan/37_train.ipynb #460ecfa5
+# %% ../../nbs/3_gan/37_train.ipynb #3101e012
 @torch.no_grad()
 def preview(run, rows=4, yaws=(-.5, 0., .5)):  # -> uint8 [h,w,3]
     "Fixed latents of the averaged generator from fixed cameras: own training cameras first, then their depth."
@@ -440,7 +461,7 @@ def crossed(run, kimg) -> bool:
     "Did the last step pass a multiple of `kimg`?"
     return kimg > 0 and run.nimg//(1000*kimg) > (run.nimg - run.cfg.batch)//(1000*kimg)
 
-# %% ../../nbs/3_gan/37_train.ipynb #fc4db71d
+# %% ../../nbs/3_gan/37_train.ipynb #76882f62
 class Diverged(RuntimeError):
     "The loss is not finite or too large; the message names the step and the last good checkpoint."
 
@@ -451,7 +472,7 @@ def check_finite(run: Run):
     last = checkpoints(run.out)[-1:]
     raise Diverged(f'the loss was not finite or above {run.cfg.max_loss:g} at step {bad}; ' + (f'the last good checkpoint is {last[0]}' if last else 'no checkpoint had been written'))
 
-# %% ../../nbs/3_gan/37_train.ipynb #5b757fc6
+# %% ../../nbs/3_gan/37_train.ipynb #25c2105a
 def train(G, D, data,
           cfg: TrainCfg,
           out,                # folder of the run
@@ -500,9 +521,11 @@ def _stopper(out):
     asked = []
     try: signal.signal(signal.SIGTERM, lambda *a: asked.append(True))
     except ValueError: pass                      # not the main thread
-    return lambda run: bool(asked) or (Path(out)/'STOP').exists() or (run.cfg.max_seconds is not None and run.seconds - run.begun >= run.cfg.max_seconds)
+    def wanted(run): return bool(asked) or (Path(out)/'STOP').exists() or (run.cfg.max_seconds is not None and run.seconds - run.begun >= run.cfg.max_seconds)
+    def agreed(run): return run.step % run.cfg.log_every == 0 and bool(run.acc.reduce(torch.tensor(float(wanted(run)), device=run.device), 'sum') > 0)
+    return lambda run: wanted(run) if run.world == 1 else agreed(run)
 
-# %% ../../nbs/3_gan/37_train.ipynb #84d945f7
+# %% ../../nbs/3_gan/37_train.ipynb #ecb600fa
 def export_state(run: Run, path, info=None):  # info: JSON-able facts to keep with the weights
     "Write G, G_ema, D (bfloat16), latents and counters to one safetensors file."
     from safetensors.torch import save_file
