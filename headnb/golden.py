@@ -6,9 +6,9 @@
 __all__ = ['REPLAY', 'normal', 'fill_state', 'fill_inputs', 'Case', 'load', 'replay_generator', 'grad_norms',
            'replay_discriminator', 'replay_loss', 'loss_schedule', 'phase_loss', 'phase_outputs', 'replay_ops',
            'ops_filters', 'ops_convs', 'ops_resize', 'ops_cameras', 'ops_march', 'ops_planes', 'ops_superres',
-           'tolerance', 'cut', 'compare', 'replay', 'folders', 'main']
+           'replay_ada', 'tolerance', 'cut', 'compare', 'replay', 'folders', 'main']
 
-# %% ../nbs/6_tools/60_golden.ipynb #21183d65
+# %% ../nbs/6_tools/60_golden.ipynb #2af857dd
 import hashlib, json, math, sys
 from pathlib import Path
 import numpy as np
@@ -22,10 +22,11 @@ from .nets.discriminator import Discriminator
 from .field.planes import PlaneSampler, SamplerCfg
 from .field.render import box_limits, importance, march, stratified
 from .gan.generator import Generator
+from .gan.augment import ADA, ADACfg
 from .gan.checkpoint import official_name, official_to_ours, released_discriminator_cfg, released_generator_cfg
 from .gan.terms import Logistic, R1, ScheduleCfg, Step, density_terms
 
-# %% ../nbs/6_tools/60_golden.ipynb #7e993c5d
+# %% ../nbs/6_tools/60_golden.ipynb #195c2cdd
 def normal(seed, key, shape): # standard normal numbers of the golden README
     "The numbers that fill a tensor: from seed and key alone."
     bits = int.from_bytes(hashlib.sha256(f'{seed}:{key}'.encode()).digest()[:8], 'little')
@@ -58,7 +59,7 @@ def fill_inputs(inputs, seed): # the `inputs` of case.json
             out[name] = torch.from_numpy(np.clip(x, *v['clip']) if 'clip' in v else x)
     return out
 
-# %% ../nbs/6_tools/60_golden.ipynb #c29991d7
+# %% ../nbs/6_tools/60_golden.ipynb #f4a15a2c
 class Case:
     "One folder: case.json, state_dict.json, expected.npz."
     def __init__(self, folder):
@@ -84,7 +85,7 @@ def load(model, state, who):
     model.load_state_dict(official_to_ours(state, 'eg3d', who))
     return model.eval().requires_grad_(False)
 
-# %% ../nbs/6_tools/60_golden.ipynb #211f0bca
+# %% ../nbs/6_tools/60_golden.ipynb #f155416d
 def replay_generator(case):
     "A whole EG3D generator."
     cfg, x = case.config, case.inputs
@@ -115,7 +116,7 @@ def _known(cfg, names):
     odd = set(cfg) - names
     require(not odd, f'config has options that are not known here: {sorted(odd)}')
 
-# %% ../nbs/6_tools/60_golden.ipynb #b71ef947
+# %% ../nbs/6_tools/60_golden.ipynb #58c53177
 def grad_norms(loss, params):
     "L2 norms of the gradients of `loss`."
     grads = torch.autograd.grad(loss, params, allow_unused=True, retain_graph=True)
@@ -139,7 +140,7 @@ def replay_discriminator(case):
                 f'D_reg_loss_{tag}': step.stats['r1']*cfg['r1_gamma']/2, f'D_reg_gradnorms_{tag}': grad_norms(loss, params)}
     return out
 
-# %% ../nbs/6_tools/60_golden.ipynb #1f363e01
+# %% ../nbs/6_tools/60_golden.ipynb #12b19f18
 def replay_loss(case):
     "Every training phase once."
     cfg, x = case.config, case.inputs
@@ -191,7 +192,7 @@ def phase_outputs(phase, step, loss, kw, G):
     if phase == 'Dreg': out |= {'Loss_r1_penalty': s['r1'], 'Loss_D_reg': s['r1']*kw['r1_gamma']/2}
     return out
 
-# %% ../nbs/6_tools/60_golden.ipynb #77d4b026
+# %% ../nbs/6_tools/60_golden.ipynb #764d569a
 def replay_ops(case):
     "Single operators."
     x = case.inputs
@@ -252,8 +253,20 @@ def ops_superres(x, state):
     sr.requires_grad_(False)
     return {'sr8x_out': sr(x['sr_rgb'], x['sr_x'], x['sr_ws'])[0], 'sr8x_out_from160': sr(x['sr_rgb160'], x['sr_x160'], x['sr_ws'])[0]}
 
-# %% ../nbs/6_tools/60_golden.ipynb #b339d500
-REPLAY = {('eg3d', None): replay_generator, ('eg3d', 'D'): replay_discriminator, ('eg3d', 'loss'): replay_loss, ('eg3d', 'ops'): replay_ops}
+# %% ../nbs/6_tools/60_golden.ipynb #c88ec063
+def replay_ada(case):
+    "The augmentation pipeline at fixed percentiles."
+    cfg, x = case.config, case.inputs
+    _known(cfg, {'percentiles', 'strengths'})
+    names, _, value = cfg['strengths'].rpartition('=')
+    ada, out = ADA(ADACfg(**{n: float(value) for n in names.split()}), p=case.state()['p']), {}
+    for q in cfg['percentiles']:
+        out[f'aug3_{q:g}'] = ada.transform(x['image'], percentile=q)
+        out[f'aug6_{q:g}'] = ada.transform(torch.cat([x['image'], x['image2']], 1), percentile=q)
+    return out
+
+# %% ../nbs/6_tools/60_golden.ipynb #65369ce4
+REPLAY = {('eg3d', None): replay_generator, ('eg3d', 'D'): replay_discriminator, ('eg3d', 'loss'): replay_loss, ('eg3d', 'ada'): replay_ada, ('eg3d', 'ops'): replay_ops}
 
 
 def tolerance(spec, name): # `tolerance` of case.json -> (atol, rtol)

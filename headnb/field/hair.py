@@ -5,19 +5,19 @@
 # %% auto #0
 __all__ = ['CENTRE', 'COLUMNS', 'DOME', 'WALL', 'HAIRLINE', 'STYLES', 'MATERIALS', 'MATERIAL', 'HATS', 'GLASSES', 'BEARDS',
            'line_table', 'noise_table', 'noise1', 'noise3', 'smoothstep', 'curve', 'guide_rays', 'last_hit', 'Scalp',
-           'Style', 'style', 'edge', 'flow', 'turn', 'thickness', 'hang', 'shell', 'Sheet', 'grid_faces',
-           'strand_direction', 'sheet', 'bezier', 'tube', 'ball', 'bun', 'tail', 'braid', 'locks', 'hair', 'above_rim',
-           'brim', 'hat', 'glasses', 'beard_mask', 'beard']
+           'Style', 'style', 'edge', 'flow', 'turn', 'thickness', 'hang', 'shell', 'Sheet', 'grid_faces', 'sheet',
+           'bezier', 'tube', 'ball', 'bun', 'tail', 'braid', 'locks', 'hair', 'above_rim', 'brim', 'hat', 'glasses',
+           'beard_mask', 'beard']
 
-# %% ../../nbs/2_field/27_hair.ipynb #85b2543f
+# %% ../../nbs/2_field/27_hair.ipynb #beeee66e
 import functools, math
 from dataclasses import dataclass, replace
 import torch
 from torch.nn.functional import normalize, embedding_bag
-from ..base.core import require, suggest
+from ..base.core import BadInput, suggest
 from .raster import vertex_normals
 
-# %% ../../nbs/2_field/27_hair.ipynb #2e36d0e5
+# %% ../../nbs/2_field/27_hair.ipynb #c22069d2
 @functools.lru_cache
 def line_table(n=1024, seed=3): # numbers
     "Random numbers [n] in 0..1, always the same."
@@ -29,7 +29,7 @@ def noise_table(n=32, seed=7): # side of the cube
     "Random numbers [n^3,4] in 0..1, always the same."
     return torch.rand(n**3, 4, generator=torch.Generator().manual_seed(seed))
 
-# %% ../../nbs/2_field/27_hair.ipynb #8486c2e4
+# %% ../../nbs/2_field/27_hair.ipynb #0636ca7d
 def noise1(a,          # positions; one turn is 1
            period,     # random values around the turn
            seed=0,     # another noise
@@ -42,7 +42,7 @@ def noise1(a,          # positions; one turn is 1
     t, j = line_table(), (i + 1) % period
     return torch.lerp(t[(i % period + seed*37) % 1024], t[(j + seed*37) % 1024], f)
 
-# %% ../../nbs/2_field/27_hair.ipynb #3f0d571a
+# %% ../../nbs/2_field/27_hair.ipynb #59b4f0cb
 def noise3(p,       # [...,3] points
            freq,    # cells per unit; the pattern repeats after 32 cells
            seed=0,  # another noise
@@ -60,7 +60,7 @@ def noise3(p,       # [...,3] points
     w = torch.cat([w*g[..., 2:], w*f[..., 2:]], -1).view(-1, 8)
     return embedding_bag(idx, noise_table(), per_sample_weights=w, mode='sum').view(*p.shape[:-1], 4)
 
-# %% ../../nbs/2_field/27_hair.ipynb #eb0893d2
+# %% ../../nbs/2_field/27_hair.ipynb #ed015d11
 def smoothstep(a, b, x): # a, b: numbers, a > b allowed; x: tensor
     "0 at a, 1 at b, smooth between."
     t = ((x - a)/(b - a)).clamp(0, 1)
@@ -76,7 +76,7 @@ def curve(x,       # tensor
     i = (torch.searchsorted(px, x, right=True) - 1).clamp(0, len(px) - 2)
     return torch.lerp(py[i], py[i + 1], smoothstep(0, 1, (x - px[i])/(px[i + 1] - px[i])))
 
-# %% ../../nbs/2_field/27_hair.ipynb #c04c99b2
+# %% ../../nbs/2_field/27_hair.ipynb #e675de1c
 CENTRE = torch.tensor([0., .06, -.02])   # middle of the skull, world units
 COLUMNS, DOME, WALL = 96, 22, 26         # azimuths; rows over the skull; rows down the cylinder
 
@@ -90,7 +90,7 @@ def guide_rays(): # origins, unit directions [rows,columns,3]; azimuth [columns]
     axis = torch.stack([0*y, y, 0*y + CENTRE[2]], -1)
     return torch.cat([CENTRE.expand(DOME, COLUMNS, 3), axis[:, None].expand(WALL, COLUMNS, 3)]), torch.cat([up, u.expand(WALL, COLUMNS, 3)]), th
 
-# %% ../../nbs/2_field/27_hair.ipynb #9e11cdd0
+# %% ../../nbs/2_field/27_hair.ipynb #808d37ea
 def last_hit(v, f,   # [v,3] vertices, [f,3] triangles
              o, d,   # [k,3] origins and directions
              chunk=512):
@@ -109,7 +109,7 @@ def last_hit(v, f,   # [v,3] vertices, [f,3] triangles
         out.append((torch.where(far > 0, i, -1), torch.cat([1 - w1 - w2, w1, w2], 1)))
     return tuple(torch.cat(x) for x in zip(*out))
 
-# %% ../../nbs/2_field/27_hair.ipynb #1f06d6ca
+# %% ../../nbs/2_field/27_hair.ipynb #258f715b
 class Scalp:
     "The guide grid of one mesh: template points, and the same points of any person with the mesh's vertices."
     def __init__(self, v, f,  # [v,3] template, [f,3] triangles
@@ -119,21 +119,27 @@ class Scalp:
         o, self.dirs, self.azimuth = guide_rays()
         i, w = last_hit(v, f, o.flatten(0, 1), self.dirs.flatten(0, 1))
         self.shape, self.hit = o.shape[:2], (i >= 0).view(o.shape[:2])
-        self.corner, self.weight = f[i.clamp(min=0)], w
+        self.corner, self.weight = self._bridge(f[i.clamp(min=0)], w)
         self.degrees = self.azimuth.rad2deg()
         self.front = torch.where(self.degrees > 180, 360 - self.degrees, self.degrees)   # 0 front .. 180 back
         self.right = self.degrees > 180
         self.template = self.points(v)
 
+    def _bridge(self, corner, weight): # [k,3] each -> [k,6] each: a hole lies between the next points of its row
+        left, right, share = [torch.zeros(self.shape, dtype=torch.long) for _ in range(2)] + [torch.zeros(self.shape)]
+        for r, row in enumerate(self.hit):
+            good = row.nonzero()[:, 0]
+            j, n = torch.arange(len(row)), len(row)
+            k = torch.searchsorted(good, j, right=True) - 1
+            a, b = good[k], good[(k + (j != good[k])) % len(good)]
+            span = (b - a) % n
+            left[r], right[r], share[r] = r*n + a, r*n + b, ((j - a) % n)/span.clamp(min=1)
+        a, b, s = left.flatten(), right.flatten(), share.flatten()[:, None]
+        return torch.cat([corner[a], corner[b]], 1), torch.cat([weight[a]*(1 - s), weight[b]*s], 1)
+
     def points(self, v): # [v,3] -> [rows,columns,3]
-        "Scalp points of a head; holes are filled from the neighbours, ring by ring."
-        p, w = (v[self.corner]*self.weight[..., None]).sum(1).view(*self.shape, 3), self.hit.float()[..., None]
-        around = lambda x: torch.roll(x, 1, 1) + torch.roll(x, -1, 1) + torch.cat([x[:1], x[:-1]]) + torch.cat([x[1:], x[-1:]])
-        p = p*w
-        while bool((w == 0).any()):
-            fill, n = around(p), around(w)
-            p, w = torch.where((w == 0) & (n > 0), fill/n.clamp(min=1), p), torch.maximum(w, (n > 0).float())
-        return p
+        "Scalp points of a head."
+        return embedding_bag(self.corner, v, per_sample_weights=self.weight, mode='sum').view(*self.shape, 3)
 
     def at(self, points, degrees, y): # grid of points [rows,columns,3]; azimuth; template height -> point [3], direction [3]
         "One grid point by its azimuth and height."
@@ -141,7 +147,7 @@ class Scalp:
         i = int((self.template[:, j, 1] - y).abs().argmin())
         return points[i, j], self.dirs[i, j]
 
-# %% ../../nbs/2_field/27_hair.ipynb #16be2a5e
+# %% ../../nbs/2_field/27_hair.ipynb #79f2f08d
 HAIRLINE = ((0,.150),(20,.151),(36,.143),(46,.118),(52,.07),(57,.012),(63,.0),(68,.045),(80,.062),(92,.055),(100,.02),(115,-.05),(140,-.072),(180,-.075))
 
 @dataclass(frozen=True)
@@ -176,7 +182,7 @@ class Style:
     paint: float = .85                 # hair colour of the scalp itself
     extras: tuple = ()                 # ('bun'|'tail'|'braid'|'locks', numbers)
 
-# %% ../../nbs/2_field/27_hair.ipynb #d193d783
+# %% ../../nbs/2_field/27_hair.ipynb #7ab37055
 def _line(**k): # e0=..: the hairline with other heights at those azimuths
     d = dict(HAIRLINE) | {int(n[1:]): y for n, y in k.items()}
     return tuple(sorted(d.items()))
@@ -187,7 +193,7 @@ _LONG = ((0,.15),(30,.148),(42,.126),(56,-.081),(66,-.355),(180,-.366))
 _FRINGE = ((0,.078),(28,.078),(40,.061),(52,-.081),(64,-.355),(180,-.366))
 _CROWN, _MIDDLE, _SIDE = dict(pole=(0.,1.,0.)), dict(part=0., squeeze=.3, pole=(0.,1.,0.)), dict(part=.045, squeeze=.3, pole=(0.,1.,0.))
 
-# %% ../../nbs/2_field/27_hair.ipynb #ba3c4377
+# %% ../../nbs/2_field/27_hair.ipynb #208c3ca8
 _short = (
  Style('bald', paint=0., top=-1.),
  Style('balding', hairline=_line(e0=.199,e20=.195,e36=.174,e46=.137), top=.004, side=.006, back=.007, paint=.5, locks=30),
@@ -213,7 +219,7 @@ _short = (
  Style('cornrows', hairline=_HIGH, top=.008, side=.007, back=.008, lock=.98, locks=26, taper=.012, ragged=.002, feather=.004, paint=.3, shine=.15, pole=(0.,.05,-1.)),
 )
 
-# %% ../../nbs/2_field/27_hair.ipynb #491879c9
+# %% ../../nbs/2_field/27_hair.ipynb #a35cec01
 _long = (
  Style('mullet', end=((0,.094),(40,.094),(58,.083),(70,.028),(88,.028),(100,.028),(116,-.176),(130,-.322),(180,-.344)), top=.035, side=.012, back=.026, tuck=.25, lock=.35, ragged=.03, feather=.02, taper=.012),
  Style('bob', end=((0,.15),(30,.146),(44,.121),(58,-.064),(70,-.128),(180,-.147)), top=.026, side=.036, back=.038, tuck=.35, taper=.012, lock=.1, **_SIDE),
@@ -240,10 +246,10 @@ STYLES = {s.name: s for s in _short + _long}   # the order is the hairstyle id
 
 def style(name): # key of STYLES
     "A hairstyle by its name."
-    require(name in STYLES, f"no hairstyle '{name}'{suggest(name, STYLES)}")
+    if name not in STYLES: raise BadInput(f"no hairstyle '{name}'{suggest(name, STYLES)}")
     return STYLES[name]
 
-# %% ../../nbs/2_field/27_hair.ipynb #03646b8a
+# %% ../../nbs/2_field/27_hair.ipynb #9b84f1e5
 def edge(scalp, st, seed=0): # -> [rows,columns], world units, > 0 inside the hair
     "Signed distance to where the hair ends."
     y = scalp.template[..., 1]
@@ -258,7 +264,7 @@ def edge(scalp, st, seed=0): # -> [rows,columns], world units, > 0 inside the ha
     if st.mohawk: e = torch.minimum(e, st.mohawk - scalp.template[..., 0].abs())
     return e, end
 
-# %% ../../nbs/2_field/27_hair.ipynb #a70cbd58
+# %% ../../nbs/2_field/27_hair.ipynb #0c33c8a6
 def flow(scalp, st): # -> q [rows,columns,3]: position about the pole; its first two numbers give the angle of a strand
     "Which strand a point belongs to."
     pole = normalize(torch.tensor(st.pole), dim=0)
@@ -272,7 +278,7 @@ def turn(q): # [...,>=2] -> [...]
     "The angle of q in turns, 0..1."
     return torch.atan2(q[..., 0], q[..., 1])/(2*math.pi) % 1
 
-# %% ../../nbs/2_field/27_hair.ipynb #9e6e3623
+# %% ../../nbs/2_field/27_hair.ipynb #61ae2df5
 def thickness(scalp, st, e, end, lock, seed=0): # e: edge; end: its height by column; lock: clump noise 0..1
     "How thick the hair is at every grid point [rows,columns], world units."
     p, front = scalp.template, scalp.front
@@ -287,7 +293,7 @@ def thickness(scalp, st, e, end, lock, seed=0): # e: edge; end: its height by co
     if st.wave: t = t + st.wave*torch.sin(p[..., 1]*st.wave_k + 6*lock)*smoothstep(.15, .03, p[..., 1])
     return t
 
-# %% ../../nbs/2_field/27_hair.ipynb #69a31893
+# %% ../../nbs/2_field/27_hair.ipynb #45397001
 def hang(scalp, O,  # [rows,columns,3] shell
          tuck,      # inward, per unit of height
          widest=.21 # shoulders do not push hair further out than this
@@ -301,7 +307,7 @@ def hang(scalp, O,  # [rows,columns,3] shell
     move = (torch.stack(rows) - rho)[..., None]*u
     return O + torch.stack([move[..., 0], 0*rho, move[..., 1]], -1)
 
-# %% ../../nbs/2_field/27_hair.ipynb #8234efc0
+# %% ../../nbs/2_field/27_hair.ipynb #0e1e7415
 def shell(scalp, v,        # guide grid; [v,3] the person's head at rest
           st,              # Style
           rng,             # random.Random
@@ -319,7 +325,7 @@ def shell(scalp, v,        # guide grid; [v,3] the person's head at rest
     if st.flat and press is None: O[..., 1] = O[..., 1] - .85*(O[..., 1] - st.flat).clamp(min=0)
     return hang(scalp, O, st.tuck), q, e, lock
 
-# %% ../../nbs/2_field/27_hair.ipynb #02d04f81
+# %% ../../nbs/2_field/27_hair.ipynb #7f830e46
 MATERIALS = ('torso', 'neck', 'face', 'scalp', 'ear', 'lip', 'lid', 'eyeball', 'mouth', 'teeth', 'tongue', 'lash',   # the parts of the head mesh
              'hair', 'band', 'beard', 'frame', 'lens', 'hat')
 MATERIAL = {k: i for i, k in enumerate(MATERIALS)}
@@ -337,7 +343,7 @@ class Sheet:
     ao: torch.Tensor   # [v] occlusion, 1 is open
     kind: int          # index of MATERIALS
 
-# %% ../../nbs/2_field/27_hair.ipynb #82c4b4ca
+# %% ../../nbs/2_field/27_hair.ipynb #af1b8f88
 @functools.lru_cache(maxsize=64)
 def grid_faces(rows, columns): # -> [f,3]
     "Triangles of a grid whose columns close to a ring."
@@ -346,14 +352,16 @@ def grid_faces(rows, columns): # -> [f,3]
     c, d = a + columns, b + columns
     return torch.cat([torch.stack([a, c, b], -1).view(-1, 3), torch.stack([b, c, d], -1).view(-1, 3)])
 
-# %% ../../nbs/2_field/27_hair.ipynb #238aef6e
-def strand_direction(O, q): # [rows,columns,3] each -> unit [rows,columns,3]
-    "Where the angle of q does not change."
-    dr = torch.cat([O[1:2] - O[:1], (O[2:] - O[:-2])/2, O[-1:] - O[-2:-1]])
-    dc = (torch.roll(O, -1, 1) - torch.roll(O, 1, 1))/2
-    z = torch.complex(q[..., 1], q[..., 0])
-    wr = torch.cat([z[1:2]*z[:1].conj(), z[2:]*z[:-2].conj(), z[-1:]*z[-2:-1].conj()]).angle()
-    wc = (torch.roll(z, -1, 1)*torch.roll(z, 1, 1).conj()).angle()
+# %% ../../nbs/2_field/27_hair.ipynb #5a7189be
+def _sides(O): # [rows,columns,3] -> its changes along rows and columns
+    return torch.cat([O[1:2] - O[:1], (O[2:] - O[:-2])/2, O[-1:] - O[-2:-1]]), (torch.roll(O, -1, 1) - torch.roll(O, 1, 1))/2
+
+
+def _unturned(dr, dc, q): # sides and strand position -> unit direction in which the angle of q does not change
+    a = torch.atan2(q[..., 0], q[..., 1])
+    d = lambda x: torch.remainder(x + math.pi, 2*math.pi) - math.pi
+    wr = torch.cat([d(a[1:2] - a[:1]), d(a[2:] - a[:-2]), d(a[-1:] - a[-2:-1])])
+    wc = d(torch.roll(a, -1, 1) - torch.roll(a, 1, 1))
     return normalize(wc[..., None]*dr - wr[..., None]*dc, dim=-1)
 
 
@@ -366,9 +374,11 @@ def sheet(O, q,               # [rows,columns,3]
     e, b, ao = (one if e is None else e).reshape(-1), (0*one if b is None else b).reshape(-1), (one if ao is None else ao).reshape(-1)
     f = grid_faces(*O.shape[:2])
     f = f[(e[f] > -.03).any(1)]
-    return Sheet(v, f, vertex_normals(v[None], f)[0], q.reshape(-1, 3), strand_direction(O, q).reshape(-1, 3), e, b, ao, MATERIAL[kind])
+    dr, dc = _sides(O)
+    n = normalize(torch.linalg.cross(dr, dc), dim=-1)
+    return Sheet(v, f, n.reshape(-1, 3), q.reshape(-1, 3), _unturned(dr, dc, q).reshape(-1, 3), e, b, ao, MATERIAL[kind])
 
-# %% ../../nbs/2_field/27_hair.ipynb #6e07a0e4
+# %% ../../nbs/2_field/27_hair.ipynb #8a15d069
 def bezier(*points, k=24): # control points [3] -> [k,3]
     "De Casteljau: a curve from the first point to the last, drawn to those between."
     s, p = torch.linspace(0, 1, k)[:, None], [torch.as_tensor(x, dtype=torch.float32) for x in points]
@@ -382,7 +392,7 @@ def _along(path): # [k,3] -> tangent, two normals
     s = normalize(torch.linalg.cross(ref.expand_as(d), d, dim=1), dim=1)
     return d, s, torch.linalg.cross(d, s, dim=1)
 
-# %% ../../nbs/2_field/27_hair.ipynb #06cfd312
+# %% ../../nbs/2_field/27_hair.ipynb #d7fd5f40
 def tube(path, radius,       # [k,3]; number or [k]
          kind='hair', sides=10, twist=0., phase=0.,
          round_ends=True):   # Sheet
@@ -406,7 +416,7 @@ def ball(c, radii,           # [3]; number or three (the second along `axis`)
     O = torch.as_tensor(c) + w[..., :1]*x + w[..., 1:2]*y + w[..., 2:]*torch.linalg.cross(x, y)
     return sheet(O, torch.stack([a.sin(), a.cos(), ph], -1), kind, b=ph*.03)
 
-# %% ../../nbs/2_field/27_hair.ipynb #c53c8bdb
+# %% ../../nbs/2_field/27_hair.ipynb #ec472a32
 def bun(scalp, B, rng, length, azimuth, y, size, squash):
     "A ball of hair."
     p, d = scalp.at(B, azimuth, y)
@@ -433,7 +443,7 @@ def braid(scalp, B, rng, length, azimuth, y, width, fall):
     w, ph = width*(1 - .45*u), [u*9*math.pi + i*2*math.pi/3 for i in range(3)]
     return [tube(path + (w*x.sin())[:, None]*s + (.55*w*(2*x).sin())[:, None]*m, .62*w, sides=8, twist=1., phase=i) for i, x in enumerate(ph)]
 
-# %% ../../nbs/2_field/27_hair.ipynb #e1e20e70
+# %% ../../nbs/2_field/27_hair.ipynb #b3038d26
 def locks(scalp, B, rng, length, count, size, O=None, e=None):
     "Thick strands that hang along the shell: dreadlocks."
     out = []
@@ -449,7 +459,7 @@ def locks(scalp, B, rng, length, count, size, O=None, e=None):
         out.append(tube(path, size*rng.uniform(.8, 1.2), sides=6, twist=6.))
     return out
 
-# %% ../../nbs/2_field/27_hair.ipynb #c51f127b
+# %% ../../nbs/2_field/27_hair.ipynb #96287555
 _EXTRAS = dict(bun=bun, tail=tail, braid=braid, locks=locks)
 
 def hair(scalp, v, st, rng,         # as `shell`
@@ -466,7 +476,7 @@ def hair(scalp, v, st, rng,         # as `shell`
         out += _EXTRAS[kind](scalp, B, rng, length, *numbers, **(dict(O=O, e=e) if kind == 'locks' else {}))
     return out
 
-# %% ../../nbs/2_field/27_hair.ipynb #e6e03ceb
+# %% ../../nbs/2_field/27_hair.ipynb #3adf129a
 HATS = dict(beanie=(.128, .30), cap=(.145, .38), fedora=(.135, .22), bucket=(.125, .20), headband=(.15, .35), scarf=(.145, 0.), tophat=(.14, .25), bandana=(.14, .42))   # rim in front, rise of the rim to the front
 _LIFT = dict(fedora=.03, tophat=.085, bucket=.02)                                   # of the crown
 _BRIM = dict(fedora=(.085, -.004), bucket=(.055, -.05), tophat=(.05, .012), cap=(.10, -.018))   # width, droop
@@ -480,7 +490,7 @@ def above_rim(scalp, kind): # key of HATS -> [rows,columns]
     e = y - curve(scalp.front, ((0, .145), (28, .14), (44, .08), (54, -.10), (62, -.2), (180, -.30)))
     return e*torch.where((scalp.front > 38) & (scalp.front < 66), .25, 1.)
 
-# %% ../../nbs/2_field/27_hair.ipynb #bfd39032
+# %% ../../nbs/2_field/27_hair.ipynb #7d815f50
 def _blocked(scalp, O, e, kind): # a crown with upright sides
     O = O.clone()
     O[..., 1] += _LIFT[kind]*smoothstep(0, .05, e)
@@ -505,10 +515,10 @@ def brim(scalp, O, e, kind): # shell [rows,columns,3]; height above the rim
     q = torch.stack([out[:, 0].expand(6, -1), out[:, 2].expand(6, -1), torch.zeros(6, len(rim))], -1)
     return sheet(P, q, 'hat', e=(55 - scalp.front).expand(6, -1)*.002 if kind == 'cap' else None)
 
-# %% ../../nbs/2_field/27_hair.ipynb #51da7eb4
+# %% ../../nbs/2_field/27_hair.ipynb #3524a9c8
 def hat(scalp, v, kind, rng): # key of HATS -> [Sheet, ...]
     "The meshes of a hat; `hair(press=above_rim(...))` fits under it."
-    require(kind in HATS, f"no hat '{kind}'{suggest(kind, HATS)}")
+    if kind not in HATS: raise BadInput(f"no hat '{kind}'{suggest(kind, HATS)}")
     e = above_rim(scalp, kind)
     if kind == 'headband': e = torch.minimum(e, .04 - e)
     t = torch.full_like(e, .021)
@@ -526,7 +536,7 @@ def hat(scalp, v, kind, rng): # key of HATS -> [Sheet, ...]
         out.append(ball(p + d*.01, (.018, .014, .018), axis=d, kind='hat'))
     return out
 
-# %% ../../nbs/2_field/27_hair.ipynb #dc0bb38a
+# %% ../../nbs/2_field/27_hair.ipynb #5beb878a
 GLASSES = dict(round=(.042, .040, 2., .0028, 0), rectangle=(.046, .030, 5., .0042, 0), square=(.046, .038, 4., .005, 0), thin=(.044, .032, 3., .0018, 0),
                aviator=(.047, .040, 2.4, .002, 1), wayfarer=(.047, .036, 3.2, .0055, 1), cat=(.045, .032, 2.6, .0045, 0))   # half width, half height, power, wire, dark
 
@@ -547,11 +557,11 @@ def _loop(path, r, sides=6): # closed tube
     O = torch.cat([O, O[:1]])
     return sheet(O, torch.tensor([0., 1, 0]).expand_as(O), 'frame')
 
-# %% ../../nbs/2_field/27_hair.ipynb #1f951a1c
+# %% ../../nbs/2_field/27_hair.ipynb #ef2fe811
 def glasses(scalp, v, kind,   # [v,3] head at rest; key of GLASSES
             eyes, nose):      # [2,3] centres of the left and right eyeball; [3] bridge of the nose
     "Rims, bridge, temples and (for sun glasses) lenses."
-    require(kind in GLASSES, f"no glasses '{kind}'{suggest(kind, GLASSES)}")
+    if kind not in GLASSES: raise BadInput(f"no glasses '{kind}'{suggest(kind, GLASSES)}")
     w, h, p, r, dark = GLASSES[kind]
     gap, y, z, out = float(eyes[0, 0] - eyes[1, 0])/2, float(eyes[:, 1].mean()) - .004, float(nose[2]) + .016, []
     w, B = min(w, gap - .008), scalp.points(v)
@@ -569,7 +579,7 @@ def glasses(scalp, v, kind,   # [v,3] head at rest; key of GLASSES
     bridge = torch.stack([x*(gap - w + .004), y + .25*h + .006*(1 - x*x), z + .004*(1 - x*x)], 1)
     return out + [tube(bridge, r, 'frame', sides=6, round_ends=False)]
 
-# %% ../../nbs/2_field/27_hair.ipynb #8a0d5063
+# %% ../../nbs/2_field/27_hair.ipynb #ec66c211
 BEARDS = ('full', 'goatee', 'moustache', 'chin')
 
 
@@ -586,7 +596,7 @@ def beard(template, v, n, f,  # [v,3] template, posed vertices and normals; [f,3
           lip,                # [v] 0..1, the lips stay free
           kind, length):      # one of BEARDS; 0..1
     "The lifted skin of a beard."
-    require(kind in BEARDS, f"no beard '{kind}'{suggest(kind, BEARDS)}")
+    if kind not in BEARDS: raise BadInput(f"no beard '{kind}'{suggest(kind, BEARDS)}")
     x, y = template[:, 0].abs(), template[:, 1]
     w = beard_mask(template)*(1 - smoothstep(.3, .7, lip))
     if kind == 'goatee': w = w*smoothstep(.068, .048, x)

@@ -9,19 +9,19 @@ __all__ = ['TONES', 'HAIR_COLORS', 'IRIS_COLORS', 'CLOTHES', 'SEG', 'BACKGROUNDS
            'cloth', 'sky_light', 'Samples', 'lambert', 'strands', 'shade', 'background', 'render_one', 'render_heads',
            'codes']
 
-# %% ../../nbs/2_field/28_heads.ipynb #998e1910
+# %% ../../nbs/2_field/28_heads.ipynb #e91d7e0b
 import functools, math, random
 from dataclasses import dataclass, field, replace
 import torch
 from torch.nn.functional import normalize, embedding_bag, interpolate
-from ..base.core import require, suggest
+from ..base.core import BadInput, require, suggest
 from ..base.camera import check_label, split_label
 from .rig import load_head, rotation
 from .raster import vertex_normals, _warp
 from .hair import (CENTRE, STYLES, HATS, GLASSES, BEARDS, MATERIALS, MATERIAL, Scalp, style, hair, hat, glasses, beard, beard_mask, above_rim,
                                noise1, noise3, line_table, smoothstep, curve, turn)
 
-# %% ../../nbs/2_field/28_heads.ipynb #4d8107de
+# %% ../../nbs/2_field/28_heads.ipynb #62028563
 @dataclass(frozen=True)
 class Light:
     "Sky and a lamp."
@@ -73,9 +73,9 @@ class HeadParams:
     background: str = 'gradient'             # gradient, noise, plain, white
     background_seed: int = 0
 
-# %% ../../nbs/2_field/28_heads.ipynb #5ccf0ab1
+# %% ../../nbs/2_field/28_heads.ipynb #99ecd7f6
 _rgb = lambda text: tuple(int(text[i:i+2], 16)/255 for i in (0, 2, 4))
-TONES = tuple(map(_rgb, 'f4dac8 ecc8ae e0b394 d09b73 b67e56 8e5b3c 653f2a 402719'.split()))
+TONES = tuple(map(_rgb, 'e8c9b4 e0ba9d d6a684 c49068 ac7750 88583b 623e2a 402819'.split()))
 HAIR_COLORS = {k: _rgb(v) for k, v in dict(black='120f0e', dark='2c1e16', brown='4e3220', chestnut='683a24', auburn='7a341c', red='a84e22', dirty='927048', blonde='ceaa6e', platinum='e8d6b2',
                                            grey='8e8c8a', white='e0dedA', blue='284696', pink='d86296', green='327850', purple='623482').items()}
 IRIS_COLORS = {k: _rgb(v) for k, v in dict(brown='54321a', dark='2e1c12', hazel='7c5c2a', green='5c7a48', blue='5680aa', grey='7a868e', amber='a06828').items()}
@@ -85,7 +85,7 @@ CLOTHES = ('crew', 'vneck', 'turtle', 'stripes', 'check', 'bare')
 @functools.lru_cache
 def _rig(): return load_head()
 
-# %% ../../nbs/2_field/28_heads.ipynb #67401693
+# %% ../../nbs/2_field/28_heads.ipynb #619324dc
 _MOODS = ('mouthFrown', 'mouthPucker', 'mouthFunnel', 'jawOpen', 'mouthPress', 'mouthShrugLower', 'browDown', 'browInnerUp', 'noseSneer', 'cheekPuff')
 
 def sample_expression(r): # random.Random -> 52 weights
@@ -102,7 +102,7 @@ def sample_expression(r): # random.Random -> 52 weights
     if r.random() < .25: put(r.choice(('eyeSquint', 'eyeWide', 'eyeBlink')), r.uniform(.1, .6))
     return tuple(w)
 
-# %% ../../nbs/2_field/28_heads.ipynb #ab3f5e42
+# %% ../../nbs/2_field/28_heads.ipynb #479b5b5d
 def sample_light(r): # random.Random -> Light
     "A sky that is brighter above, and a lamp in front or at a side."
     a, amb, u, g = r.uniform(-1.1, 1.1), r.uniform(.3, .68), r.uniform, r.gauss
@@ -116,7 +116,7 @@ def _calm(r): # a colour that is not loud
     c, k = [r.uniform(.05, .9) for _ in range(3)], r.uniform(.2, .8)
     return tuple(sum(c)/3 + (x - sum(c)/3)*k for x in c)
 
-# %% ../../nbs/2_field/28_heads.ipynb #bbe63814
+# %% ../../nbs/2_field/28_heads.ipynb #83049521
 def _hair_colors(r, tone): # -> hair, tips, brows, natural?
     pool = ['black', 'black', 'dark', 'dark', 'blonde', 'grey'] if tone > .6 and r.random() < .85 else \
            ['black', 'black', 'dark', 'dark', 'dark', 'brown', 'brown', 'brown', 'chestnut', 'auburn', 'red', 'dirty', 'blonde', 'blonde', 'platinum', 'grey', 'white', r.choice(('blue', 'pink', 'green', 'purple'))]
@@ -134,7 +134,7 @@ def sample_head(seed,               # any integer: the same seed is the same per
                 psi=.9,             # spread of identity
                ):                   # HeadParams
     "Draw a person."
-    require(hair is None or hair in STYLES, f"no hairstyle '{hair}'{suggest(hair, STYLES)}")
+    if hair is not None: style(hair)
     r = random.Random(seed)
     u, g = r.uniform, r.gauss
     tone = r.random()*(1 if r.random() < .6 else .5)
@@ -149,7 +149,7 @@ def sample_head(seed,               # any integer: the same seed is the same per
         r.choice(tuple(HATS)) if hats and r.random() < .12 else 'none', _calm(r), r.choice(('crew', 'crew', 'vneck', 'turtle', 'stripes', 'check', 'bare')), _calm(r), _calm(r),
         sample_light(r), r.choice(('gradient', 'noise', 'noise', 'plain')), seed)
 
-# %% ../../nbs/2_field/28_heads.ipynb #4bb7f338
+# %% ../../nbs/2_field/28_heads.ipynb #f6c04eca
 @functools.cache
 def _kernel():
     "One thread a triangle."
@@ -193,7 +193,7 @@ def _kernel():
                         wp.atomic_max(key, y*w + x, (wp.int64(z*1073741824.0) << wp.int64(32)) | wp.int64(f + 1))
     return splat
 
-# %% ../../nbs/2_field/28_heads.ipynb #850bf691
+# %% ../../nbs/2_field/28_heads.ipynb #b1760698
 def zbuffer(key,           # [h*w] int64, changed in place: 0 is nothing, else nearness*2^30 in the upper 32 bits, triangle + 1 in the lower
             P,             # [v,3] column, row (in samples), nearness (larger wins, below 2; 1/z is exact between vertices)
             faces,         # [f,3] int32
@@ -223,7 +223,7 @@ def resolve(key,       # [h*w] as `zbuffer` leaves it
     w = torch.stack([u*az, v*bz, (1 - u - v)*cz], 1)
     return hit, f, corner, w/w.sum(1, keepdim=True)
 
-# %% ../../nbs/2_field/28_heads.ipynb #50a10e62
+# %% ../../nbs/2_field/28_heads.ipynb #ac212910
 class ShadowMap:
     "What a far lamp sees."
     def __init__(self, v, faces, e, q, spans,   # spans: ((first, count), fray, strands)
@@ -248,7 +248,7 @@ class ShadowMap:
             out = out + (self.near[i[:, 1]*self.n + i[:, 0]] <= z).float()
         return out/len(taps)
 
-# %% ../../nbs/2_field/28_heads.ipynb #e026a885
+# %% ../../nbs/2_field/28_heads.ipynb #02b3c8fc
 def sky_seen(v, faces, k=64): # [v,3], [f,3] int32 -> [v] 0..1
     "Cosine-weighted share of the sky that each vertex sees."
     n, num, den = vertex_normals(v[None], faces.long())[0], torch.zeros(len(v)), torch.full((len(v),), 1e-6)
@@ -260,7 +260,22 @@ def sky_seen(v, faces, k=64): # [v,3], [f,3] int32 -> [v] 0..1
         den += cos
     return num/den
 
-# %% ../../nbs/2_field/28_heads.ipynb #58516fbf
+# %% ../../nbs/2_field/28_heads.ipynb #aee16039
+def _incident(faces, n): # [f,3] -> [n,k] triangles around each vertex, padded with f
+    vertex, order = faces.flatten().sort(stable=True)
+    first = torch.searchsorted(vertex, torch.arange(n))
+    rank = torch.arange(len(vertex)) - first[vertex]
+    table = torch.full((n, int(rank.max()) + 1), len(faces))
+    table[vertex, rank] = order//3
+    return table
+
+
+def _head_normals(v, T): # `vertex_normals` of the head, as a gather instead of a scatter
+    a, b, c = v[T['faces']].unbind(1)
+    n = torch.cat([torch.linalg.cross(b - a, c - a), v.new_zeros(1, 3)])
+    return normalize(embedding_bag(T['around'], n, mode='sum'), dim=1)
+
+
 @functools.lru_cache
 def _template():
     "What depends on the head asset only."
@@ -278,9 +293,9 @@ def _template():
     fixed = torch.cat([v, t, mask['ear'][:, None], ao[:, None], mask['torso'][:, None]], 1)                     # everything but the normal
     eyes = [eye & (v[:, 0]*s > 0) for s in (1, -1)]
     skin = rig.faces[torch.as_tensor(d['face_part'].astype('int64')).sub(1.5).abs() < 1]                         # neck and face
-    return dict(v=v, faces=faces, kind=face_part, fixed=fixed, scalp=scalp, eyes=eyes, lip=mask['lip'], skin=skin)
+    return dict(v=v, faces=faces, around=_incident(faces, len(v)), kind=face_part, fixed=fixed, scalp=scalp, eyes=eyes, lip=mask['lip'], skin=skin)
 
-# %% ../../nbs/2_field/28_heads.ipynb #d9c0da1e
+# %% ../../nbs/2_field/28_heads.ipynb #d13996bd
 @dataclass
 class Soup:
     "Triangles of one person."
@@ -304,7 +319,7 @@ def posed(h): # HeadParams -> vertices [v,3], the same at rest and without expre
     R, J = rotation(torch.tensor(h.neck)), joints[0, 1]
     return v[0], rig.shaped(shape)[0], R, J - R@J
 
-# %% ../../nbs/2_field/28_heads.ipynb #8725bb14
+# %% ../../nbs/2_field/28_heads.ipynb #85e8413f
 def dressed(h, v, rest, R, shift): # HeadParams and what `posed` gives -> [Sheet, ...]
     "Hair, hat, glasses and beard, moved with the head."
     T, rng, st = _template(), random.Random(h.seed*7919 + 13), style(h.hair)
@@ -314,14 +329,14 @@ def dressed(h, v, rest, R, shift): # HeadParams and what `posed` gives -> [Sheet
     if h.hat != 'none': sheets += hat(scalp, rest, h.hat, rng)
     if h.glasses != 'none': sheets += glasses(scalp, rest, h.glasses, torch.stack([rest[i].mean(0) for i in T['eyes']]), lm[27])
     for s in sheets: s.v, s.n, s.t = s.v@R.T + shift, s.n@R.T, s.t@R.T
-    if h.beard != 'none': sheets += beard(T['v'], v, vertex_normals(v[None], T['faces'])[0], T['skin'], T['lip'], h.beard, h.beard_length)
+    if h.beard != 'none': sheets += beard(T['v'], v, _head_normals(v, T), T['skin'], T['lip'], h.beard, h.beard_length)
     return sheets
 
-# %% ../../nbs/2_field/28_heads.ipynb #9e15b766
+# %% ../../nbs/2_field/28_heads.ipynb #117c2cdf
 def build(h): # HeadParams -> Soup
     "All triangles of a person."
     T, (v, rest, R, shift), st = _template(), posed(h), style(h.hair)
-    n = vertex_normals(v[None], T['faces'])[0]
+    n = _head_normals(v, T)
     vs, fs, at, es, kinds, spans = [v], [T['faces']], [torch.cat([n, T['fixed']], 1)], [torch.ones(len(v))], [T['kind']], [((0, len(T['faces'])), 0., 1.)]
     nv, nf = len(v), len(T['faces'])
     for s in dressed(h, v, rest, R, shift):
@@ -332,7 +347,7 @@ def build(h): # HeadParams -> Soup
     attr = torch.cat(at)
     return Soup(torch.cat(vs), torch.cat(fs).int(), attr, torch.cat(es), attr[:, 3:5].contiguous(), torch.cat(kinds), spans, _rig().landmarks(v[None])[0])
 
-# %% ../../nbs/2_field/28_heads.ipynb #a86f8c23
+# %% ../../nbs/2_field/28_heads.ipynb #1aecc7de
 def linear(c): # sRGB 0..1 -> linear light
     return torch.as_tensor(c, dtype=torch.float32)**2.2
 
@@ -354,7 +369,7 @@ def skin_tone(t): # 0..1 -> linear RGB
     i = min(int(x), len(TONES) - 2)
     return torch.lerp(linear(TONES[i]), linear(TONES[i+1]), x - i)
 
-# %% ../../nbs/2_field/28_heads.ipynb #7e59fea8
+# %% ../../nbs/2_field/28_heads.ipynb #5a1e842a
 def brow_weight(p, h): # [k,3] template positions -> 0..1
     "Brows."
     height, arch, width, density, tilt = h.brow
@@ -365,7 +380,7 @@ def brow_weight(p, h): # [k,3] template positions -> 0..1
     hairs = noise3(torch.stack([p[:, 0]*1.6 - p[:, 1]*1.2*side, p[:, 1]*.7, p[:, 2]*.2], 1), 140.)[:, 0]
     return smoothstep(-.5, .9, d + hairs - .5)*smoothstep(-.06, .10, u)*smoothstep(1.06, .8, u)*density
 
-# %% ../../nbs/2_field/28_heads.ipynb #018ae918
+# %% ../../nbs/2_field/28_heads.ipynb #effc28a4
 def _paint_scalp(a, p, ear, n, n2, h, st): # hair colour of the scalp itself
     front = torch.atan2(p[:, 0], p[:, 2] - CENTRE[2]).rad2deg().abs()
     e = p[:, 1] - curve(front, st.hairline)
@@ -400,7 +415,7 @@ def skin(p,        # [k,3] template positions
     a = mix(a, linear(h.brow_color), brow)
     return (_paint_scalp(a, p, ear, n, n2, h, st) if st.paint else a), brow
 
-# %% ../../nbs/2_field/28_heads.ipynb #8297646c
+# %% ../../nbs/2_field/28_heads.ipynb #9186cc53
 def eyeball(d, h): # [k,3] directions in the eye's frame -> linear albedo [k,3]
     "The colour of an eye."
     d = normalize(d, dim=1)
@@ -426,7 +441,7 @@ def cloth(p, h): # -> linear albedo [k,3], bumps [k,3]
     if h.cloth == 'check': c = mix(c, d, .5*smoothstep(-.2, .2, torch.sin(p[:, 1]*180)) + .5*smoothstep(-.2, .2, torch.sin(p[:, 0]*180)))
     return c*(.85 + .3*n[:, 3:]), n[:, :3]
 
-# %% ../../nbs/2_field/28_heads.ipynb #a3d4d463
+# %% ../../nbs/2_field/28_heads.ipynb #7f822956
 def sky_light(n, sky): # [k,3] normals; nine RGB triples -> [k,3]
     "Second-order spherical harmonics (unnormalised)."
     x, y, z = n.unbind(1)
@@ -441,7 +456,7 @@ class Samples:
 
     def __getitem__(self, i): return Samples(*(getattr(self, k)[i] for k in self.__dataclass_fields__))
 
-# %% ../../nbs/2_field/28_heads.ipynb #3ab760a2
+# %% ../../nbs/2_field/28_heads.ipynb #8a50c180
 def lambert(a, s,         # [k,3] albedo; Samples
             light, wrap=(0., 0., 0.), spec=None, power=30.): # spec: None, number or [k]
     "Sky, lamp and a soft highlight."
@@ -453,7 +468,7 @@ def lambert(a, s,         # [k,3] albedo; Samples
     fresnel = .04 + .96*(1 - (s.view*h).sum(1).clamp(0, 1))**5
     return c + key*(25*spec*fresnel*(s.n*h).sum(1).clamp(0, 1)**power*s.lit*(nl > 0))[:, None]
 
-# %% ../../nbs/2_field/28_heads.ipynb #0b81349e
+# %% ../../nbs/2_field/28_heads.ipynb #b51812d7
 def strands(s, h, st): # Samples, HeadParams, Style -> linear RGB [k,3]
     "Hair and beards."
     u, k, light = turn(s.q), int(st.strands), h.light
@@ -470,7 +485,7 @@ def strands(s, h, st): # Samples, HeadParams, Style -> linear RGB [k,3]
     out = c*(sky_light(n, light.sky)*.85*occ[:, None] + key*(diffuse*seen*(.4 + .6*occ))[:, None])
     return out + key*st.shine*((.16*lobe(-.08, 50))[:, None] + 1.6*c*lobe(.12, 12)[:, None])*(seen*occ)[:, None]
 
-# %% ../../nbs/2_field/28_heads.ipynb #156b004b
+# %% ../../nbs/2_field/28_heads.ipynb #b3a1d145
 SEG = ('background', 'skin', 'brow', 'eye', 'ear', 'lip', 'mouth', 'neck', 'hair', 'beard', 'glasses', 'hat', 'cloth')
 
 def _shade_skin(s, h, st):
@@ -496,7 +511,7 @@ def _shade_mouth(s, h, st):
     a = torch.tensor([(.16, .035, .03), (.72, .68, .58), (.42, .13, .12)])[s.kind - MATERIAL['mouth']]*(.15 + .85*smoothstep(.08, .16, s.q[:, 2]))[:, None]
     return lambert(a, s, h.light, (.2, .1, .1), .12, 40.), 6
 
-# %% ../../nbs/2_field/28_heads.ipynb #40d74d8c
+# %% ../../nbs/2_field/28_heads.ipynb #363e6f24
 def _shade_frame(s, h, st):
     mirror = 2*(s.n*s.view).sum(1, keepdim=True)*s.n - s.view
     lens = (s.kind == MATERIAL['lens'])[:, None]
@@ -516,30 +531,33 @@ def _shade_hat(s, h, st):
 def _shade_hair(s, h, st): return strands(s, h, st), torch.where(s.kind == MATERIAL['beard'], 9, 8)
 def _shade_band(s, h, st): return lambert(linear(h.hat_color)*.8, s, h.light), 8
 
-# %% ../../nbs/2_field/28_heads.ipynb #da218b59
-_SHADERS = dict(hair=_shade_hair, beard=_shade_hair, frame=_shade_frame, lens=_shade_frame, hat=_shade_hat, band=_shade_band, eyeball=_shade_eye, mouth=_shade_mouth, teeth=_shade_mouth, tongue=_shade_mouth)
+# %% ../../nbs/2_field/28_heads.ipynb #337f7ec1
+_SHADERS = (_shade_skin, _shade_cloth, _shade_eye, _shade_mouth, _shade_hair, _shade_frame, _shade_hat, _shade_band)
+_SHADER_OF = dict(eyeball=2, mouth=3, teeth=3, tongue=3, hair=4, beard=4, frame=5, lens=5, hat=6, band=7)   # the other parts: skin, or cloth below the collar
 
-def shade(s, h, st): # Samples, HeadParams, Style -> linear RGB [k,3], part label [k] (index of SEG)
+
+def shade(s, h, st): # Samples, HeadParams, Style -> linear RGB [k,3], part label [k] uint8 (index of SEG), in the order of `s`
     "Colour all samples, one material at a time."
-    color, seg = torch.zeros(len(s.kind), 3), torch.zeros(len(s.kind), dtype=torch.uint8)
-    def paint(which, shader):
-        i = which.nonzero()[:, 0]
-        if len(i): color[i], label = shader(s[i], h, st); seg[i] = torch.as_tensor(label).to(torch.uint8)
-    body = s.kind <= MATERIAL['lid']
-    dressed_ = body & ((s.torso > .02) | (s.kind <= 1)) & (above_collar(s.q, h) < 0)
-    paint(body & ~dressed_, _shade_skin)
-    paint(dressed_, _shade_cloth)
-    for shader in dict.fromkeys(_SHADERS.values()):
-        kinds = [MATERIAL[k] for k, f in _SHADERS.items() if f is shader]
-        paint(functools.reduce(torch.logical_or, [s.kind == k for k in kinds]), shader)
-    return color, seg
+    which = torch.tensor([_SHADER_OF.get(k, 0) for k in MATERIALS])[s.kind]
+    which += (which == 0) & ((s.torso > .02) | (s.kind <= 1)) & (above_collar(s.q, h) < 0)
+    which, order = which.sort()
+    s, color, seg, start = s[order], torch.empty(len(order), 3), torch.empty(len(order), dtype=torch.uint8), 0
+    for shader, n in zip(_SHADERS, which.bincount(minlength=len(_SHADERS)).tolist()):
+        if n:
+            run = slice(start, start + n)
+            color[run], label = shader(s[run], h, st)
+            seg[run] = torch.as_tensor(label).to(torch.uint8)
+        start += n
+    back = torch.empty_like(order)
+    back[order] = torch.arange(len(order))
+    return color[back], seg[back]
 
-# %% ../../nbs/2_field/28_heads.ipynb #379411d8
+# %% ../../nbs/2_field/28_heads.ipynb #6259f642
 BACKGROUNDS = ('gradient', 'noise', 'plain', 'white')
 
 def background(kind, seed, size): # one of BACKGROUNDS; integer; pixels -> sRGB [size,size,3]
     "What stands behind a head."
-    require(kind in BACKGROUNDS, f"no background '{kind}'{suggest(kind, BACKGROUNDS)}")
+    if kind not in BACKGROUNDS: raise BadInput(f"no background '{kind}'{suggest(kind, BACKGROUNDS)}")
     if kind == 'white': return torch.ones(size, size, 3)
     g = torch.Generator().manual_seed(seed)
     c, loud = torch.rand(4, 3, generator=g)*.8 + .05, float(torch.rand(1, generator=g))
@@ -552,7 +570,7 @@ def background(kind, seed, size): # one of BACKGROUNDS; integer; pixels -> sRGB 
     z = .5*c.mean(0) + .5*dull(torch.rand(k, k, 3, generator=g)*.8, .8*loud)
     return interpolate(z.permute(2, 0, 1)[None], size=(size, size), mode='bicubic', align_corners=True)[0].permute(1, 2, 0).clamp(0, 1)
 
-# %% ../../nbs/2_field/28_heads.ipynb #04a54f7f
+# %% ../../nbs/2_field/28_heads.ipynb #e728a9f9
 def _draw(soup, c, S, hair): # [25]; samples of a side -> P, key, key of the bald head, origin [3]
     (M,), (K,) = split_label(c)
     x = (soup.v - M[:3, 3])@M[:3, :3]
@@ -568,7 +586,7 @@ def _draw(soup, c, S, hair): # [25]; samples of a side -> P, key, key of the bal
 def _worn(soup, hair): # spans of what is worn
     return [s for s in soup.spans[1:] if hair or int(soup.kind[s[0][0]]) not in (MATERIAL['hair'], MATERIAL['band'])]
 
-# %% ../../nbs/2_field/28_heads.ipynb #0f94ba12
+# %% ../../nbs/2_field/28_heads.ipynb #2a421951
 def _landmarks(soup, c, key, S): # -> uv [68,2], visible [68]
     (M,), (K,) = split_label(c)
     x = (soup.landmarks[:68] - M[:3, 3])@M[:3, :3]
@@ -585,7 +603,7 @@ def _pool(x, hit, S, k): # [n,ch] at samples -> mean [S/k,S/k,ch]
     full[hit] = x
     return full.view(S//k, k, S//k, k, -1).mean((1, 3))
 
-# %% ../../nbs/2_field/28_heads.ipynb #1620cc6f
+# %% ../../nbs/2_field/28_heads.ipynb #b61f77fb
 def render_one(h, soup, c, size,       # HeadParams, Soup, [25], pixels
                hair=True,              # False: the same head without hair
                backdrop=None,          # one of BACKGROUNDS; None: the person's own
@@ -618,13 +636,13 @@ def render_one(h, soup, c, size,       # HeadParams, Soup, [25], pixels
     uv, visible = _landmarks(soup, c, key, S)
     return out | dict(normal=m[..., 3:6]*(mask > 0), seg=full.view(size, samples, size, samples)[:, 0, :, 0, None], corr=corr[..., :3]/corr[..., 3:].clamp(min=1e-6), corr_mask=corr[..., 3:], landmarks=uv, visible=visible)
 
-# %% ../../nbs/2_field/28_heads.ipynb #a02f8b4b
+# %% ../../nbs/2_field/28_heads.ipynb #a74d7d13
 def render_heads(params,               # HeadParams, or one for every camera; neighbours that are the same object share one mesh
                  c,                    # [n,25] cameras
                  size=128,             # pixels
                  hair=True,            # False: the same heads without hair
                  background=None,      # one of BACKGROUNDS; None: each person's own
-                 samples=None,         # per side of a pixel; None: 2, and 4 for pictures up to 64 pixels
+                 samples=None,         # per side of a pixel; None: 2, and 3 for pictures up to 64 pixels
                  truth=True,           # False: image, mask, depth and c only (faster)
                 ):                     # dict, batch first: see the table below
     "Pictures of heads and everything that is true about them."
@@ -632,7 +650,7 @@ def render_heads(params,               # HeadParams, or one for every camera; ne
     params = [params]*len(c) if isinstance(params, HeadParams) else list(params)
     require(len(params) == len(c), f'{len(params)} heads for {len(c)} cameras; one each, or one for all')
     require(0 < size <= 4096, f'size is {size} pixels')
-    samples = samples or (4 if size <= 64 else 2)
+    samples = samples or (3 if size <= 64 else 2)
     last, soup, out = None, None, []
     with torch.no_grad():
         for h, ci in zip(params, c):

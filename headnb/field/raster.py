@@ -6,7 +6,7 @@
 __all__ = ['ENGINES', 'hit_triangle', 'Mesh', 'cast', 'closest', 'offsets', 'borders', 'Hits', 'rasterise', 'vertex_normals',
            'correspondence']
 
-# %% ../../nbs/2_field/23_raster.ipynb #a7123377
+# %% ../../nbs/2_field/23_raster.ipynb #85e1a653
 import functools, math, os
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from ..base.core import require, suggest
 
-# %% ../../nbs/2_field/23_raster.ipynb #9c8304ac
+# %% ../../nbs/2_field/23_raster.ipynb #486a2565
 def hit_triangle(origins, dirs, # [...,3] each
                  tri,           # [...,3,3] corners
                 ):              # bary [...,3], t [...]: differentiable in all three; inside where all bary >= 0
@@ -27,7 +27,7 @@ def hit_triangle(origins, dirs, # [...,3] each
     b1, b2 = (s*p).sum(-1)*inv, (dirs*q).sum(-1)*inv
     return torch.stack([1 - b1 - b2, b1, b2], -1), (e2*q).sum(-1)*inv
 
-# %% ../../nbs/2_field/23_raster.ipynb #c9a79ca4
+# %% ../../nbs/2_field/23_raster.ipynb #23cdf185
 @contextmanager
 def _hushed():
     "Standard error of native code to nowhere."
@@ -50,7 +50,7 @@ def _stream(wp, device):
     "Warp's work goes where torch's goes."
     return wp.ScopedStream(wp.stream_from_torch(torch.cuda.current_stream(device))) if device.type == 'cuda' else nullcontext()
 
-# %% ../../nbs/2_field/23_raster.ipynb #1352f386
+# %% ../../nbs/2_field/23_raster.ipynb #007747d1
 _makers = []   # functions that make kernels when the first of them is needed
 
 def _maker(f): _makers.append(functools.cache(f)); return f
@@ -65,7 +65,7 @@ def _launch(kernel, n, device, *args):
     args = [wp.from_torch(x, dtype=t) if isinstance(x, torch.Tensor) else x for x, t in args]
     with _stream(wp, device): wp.launch(_kernel(kernel), n, args, device=wp.device_from_torch(device))
 
-# %% ../../nbs/2_field/23_raster.ipynb #c0f9cfed
+# %% ../../nbs/2_field/23_raster.ipynb #e5e859fc
 @functools.cache
 def _ray():
     "The ray through a place of a picture, as `camera.rays` makes it."
@@ -130,7 +130,7 @@ def _tree_kernels():
 
     return dict(cast=cast, shoot=shoot, near=near)
 
-# %% ../../nbs/2_field/23_raster.ipynb #b5447cdc
+# %% ../../nbs/2_field/23_raster.ipynb #66472938
 class Mesh:
     "Triangles that rays and points can ask."
     def __init__(self, faces,  # [f,3] integers
@@ -172,7 +172,7 @@ class Mesh:
         u, v, t = uvt.unbind(-1)
         return face.long(), torch.stack([u, v, 1 - u - v], -1), t
 
-# %% ../../nbs/2_field/23_raster.ipynb #bd1c2476
+# %% ../../nbs/2_field/23_raster.ipynb #f8b97b35
 def _points(x, name, device):
     "[r,3] float32, finite, on the device."
     require(x.ndim == 2 and x.shape[1] == 3, f'{name} are {list(x.shape)}; expected [r,3]')
@@ -195,7 +195,7 @@ def closest(mesh,       # Mesh
     "The nearest point of the surface."
     return mesh._ask('near', len(points), (_points(points, 'points', mesh.device), _warp().vec3), float(reach))
 
-# %% ../../nbs/2_field/23_raster.ipynb #2bb7ad55
+# %% ../../nbs/2_field/23_raster.ipynb #adcdd649
 def offsets(samples, # rays per pixel
            ):        # [samples,2] in 0..1
     "Where rays pierce a pixel: its centre, the rotated grid for four, otherwise a low-discrepancy sequence."
@@ -215,7 +215,7 @@ def borders(key, depth, # [n,h,w] integers, -1: nothing; [n,h,w]
         lo(out).logical_or_(edge); hi(out).logical_or_(edge)
     return out
 
-# %% ../../nbs/2_field/23_raster.ipynb #5eda1678
+# %% ../../nbs/2_field/23_raster.ipynb #63332f52
 @dataclass
 class Hits:
     "Rays that hit, one row each, and where they belong."
@@ -259,7 +259,7 @@ class Hits:
         "Label at the centre of each pixel, uint8 [n,1,h,w]."
         return torch.where(self.centre >= 0, torch.as_tensor(labels).to(self.centre.device).long()[self.centre.clamp(min=0)], empty)[:, None].to(torch.uint8)
 
-# %% ../../nbs/2_field/23_raster.ipynb #124bf027
+# %% ../../nbs/2_field/23_raster.ipynb #2f519b3c
 @_maker
 def _scan_kernels():
     "z-buffer over the sample places of the wanted pixels."
@@ -342,7 +342,7 @@ def _scan_kernels():
 
     return dict(scan=scan, settle=settle)
 
-# %% ../../nbs/2_field/23_raster.ipynb #1dcbe0af
+# %% ../../nbs/2_field/23_raster.ipynb #bd70c780
 def _cast_pixels(mesh, c, size, pixel, at, cull):
     "By the tree: all views c of a mesh, pixels [p], places [k,2] -> face [p*k], bary, distance."
     return mesh._ask('shoot', len(pixel)*len(at), c, pixel.int(), (at, _warp().vec2), size, size, cull)
@@ -367,7 +367,7 @@ def _scan_pixels(mesh, c, size, pixel, at, cull):
 
 ENGINES = dict(scan=_scan_pixels, cast=_cast_pixels)
 
-# %% ../../nbs/2_field/23_raster.ipynb #800dbb36
+# %% ../../nbs/2_field/23_raster.ipynb #2c821206
 def rasterise(vertices,    # [b,v,3]; with gradients: barycentrics and depth carry them too
               faces,       # [f,3], or a Mesh to be reused
               c,           # [n,25], n a multiple of b: the first n/b pictures show the first mesh, and so on
@@ -408,7 +408,7 @@ def _rasterise_one(mesh, c, size, samples, label, everywhere, cull, look):
     weight = torch.cat([torch.ones(len(one), device=mesh.device), torch.full((len(two),), 1/samples, device=mesh.device)])
     return torch.cat([face[one], f2[two]]), torch.cat([bary[one], b2[two]]), torch.cat([depth[one], d2[two]]), torch.cat([one, pixel[two//samples]]), weight, centre
 
-# %% ../../nbs/2_field/23_raster.ipynb #d89d70b0
+# %% ../../nbs/2_field/23_raster.ipynb #456d43c2
 def _with_gradients(hits, vertices, c):
     "Barycentrics and depth as functions of the vertices; the rays of the hits are recovered from their points."
     corner = hits.faces[hits.face] + (hits.owner[hits.view]*vertices.shape[1])[:, None]
@@ -418,7 +418,7 @@ def _with_gradients(hits, vertices, c):
     bary, depth = hit_triangle(origin, dirs, tri)
     return replace(hits, bary=bary, depth=depth)
 
-# %% ../../nbs/2_field/23_raster.ipynb #b484e47d
+# %% ../../nbs/2_field/23_raster.ipynb #c181a0a4
 def vertex_normals(vertices, # [b,v,3]
                    faces,    # [f,3]
                   ):         # [b,v,3] of length one

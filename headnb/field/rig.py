@@ -6,7 +6,7 @@
 __all__ = ['NEEDED', 'JOINTS', 'LIMITS', 'rotation', 'chain', 'Rig', 'load_head', 'at_faces', 'limited', 'contour_row',
            'read_flame']
 
-# %% ../../nbs/2_field/22_rig.ipynb #f9aa466e
+# %% ../../nbs/2_field/22_rig.ipynb #eba62c59
 import pickle
 from pathlib import Path
 import numpy as np
@@ -15,7 +15,7 @@ from torch import nn
 from fastcore.basics import patch
 from ..base.core import require, suggest, asset_path, BadInput
 
-# %% ../../nbs/2_field/22_rig.ipynb #d569f014
+# %% ../../nbs/2_field/22_rig.ipynb #686c6c9b
 def rotation(r,  # [..., 3] axis times angle, radians
             ):   # [..., 3, 3]
     "Rodrigues' formula, finite at zero (FLAME's reading of it)."
@@ -26,7 +26,7 @@ def rotation(r,  # [..., 3] axis times angle, radians
     a = a[..., None]
     return torch.eye(3, dtype=r.dtype, device=r.device) + a.sin()*K + (1 - a.cos())*K@K
 
-# %% ../../nbs/2_field/22_rig.ipynb #fac9f0fc
+# %% ../../nbs/2_field/22_rig.ipynb #041a404d
 def chain(R,       # [b,j,3,3] rotation of every joint in its parent's frame
           J,       # [b,j,3] joints at rest
           parents, # j integers; -1 for the root; a parent stands before its children
@@ -39,7 +39,7 @@ def chain(R,       # [b,j,3,3] rotation of every joint in its parent's frame
     rot, pos = torch.stack(rot, 1), torch.stack(pos, 1)
     return torch.cat([rot, (pos - (rot@J[..., None])[..., 0])[..., None]], -1), pos
 
-# %% ../../nbs/2_field/22_rig.ipynb #25d66e8f
+# %% ../../nbs/2_field/22_rig.ipynb #9e4b04e2
 NEEDED = ('v_template', 'f', 'shapedirs', 'J_regressor', 'kintree_table', 'weights')
 JOINTS = ('root', 'neck', 'jaw', 'eye_left', 'eye_right')    # FLAME's order; left is the person's left, +x
 
@@ -56,7 +56,7 @@ def _arrays(data, n_shape):
     if 'expdirs' not in a: dirs, a['expdirs'] = dirs[..., :n_shape], dirs[..., n_shape:]
     return {**a, 'shapedirs': dirs}
 
-# %% ../../nbs/2_field/22_rig.ipynb #0332894f
+# %% ../../nbs/2_field/22_rig.ipynb #6f97e24a
 class Rig(nn.Module):
     "Linear blend skinning of a head in FLAME's array layout."
     def __init__(self,
@@ -81,7 +81,7 @@ class Rig(nn.Module):
         "Pose the head."
         return self.posed(shape, expression, pose)[0]
 
-# %% ../../nbs/2_field/22_rig.ipynb #fc7237cb
+# %% ../../nbs/2_field/22_rig.ipynb #7abd4c98
 @patch
 def shaped(self: Rig, shape=None, expression=None, # [b,k] or None
           ):                                       # v_s [b,v,3]
@@ -109,7 +109,7 @@ def posed(self: Rig, shape=None, expression=None, pose=None, # as `forward`
     T = (self.weights@A.flatten(2)).unflatten(2, (3, 4))                       # [b,v,3,4]
     return (T[..., :3]*vs[:, :, None]).sum(-1) + T[..., 3], joints
 
-# %% ../../nbs/2_field/22_rig.ipynb #e5e29d20
+# %% ../../nbs/2_field/22_rig.ipynb #266cd518
 @patch
 def pose(self: Rig, **angles, # joint name -> [b,3] axis-angle, radians; `eyes` for both, [b,3] or [b,6] (left, right)
         ):                    # [b,j,3]
@@ -122,7 +122,7 @@ def pose(self: Rig, **angles, # joint name -> [b,3] axis-angle, radians; `eyes` 
     zero = self.v_template.new_zeros(b, 3)
     return torch.stack([torch.as_tensor(angles.get(k, zero)).to(zero).expand(b, 3) for k in self.joint_names], 1)
 
-# %% ../../nbs/2_field/22_rig.ipynb #28536b32
+# %% ../../nbs/2_field/22_rig.ipynb #d2fb732a
 _heads = {}
 
 def load_head(device='cpu'): # Rig with 80 identity directions, 52 ARKit expressions and parts, masks, uv, landmarks in `.data`
@@ -131,7 +131,7 @@ def load_head(device='cpu'): # Rig with 80 identity directions, 52 ARKit express
         with np.load(asset_path('head.npz')) as z: _heads['arrays'] = {k: z[k] for k in z.files}
     return Rig(_heads['arrays']).to(device)
 
-# %% ../../nbs/2_field/22_rig.ipynb #d3812063
+# %% ../../nbs/2_field/22_rig.ipynb #2e4a54f7
 @patch
 def sample_shape(self: Rig, n,    # how many people
                  generator=None,  # torch.Generator
@@ -141,7 +141,7 @@ def sample_shape(self: Rig, n,    # how many people
     z = torch.randn(n, self.n_shape, generator=generator)
     return psi*z.clamp(-2.5, 2.5).to(self.v_template)
 
-# %% ../../nbs/2_field/22_rig.ipynb #7aa43e3e
+# %% ../../nbs/2_field/22_rig.ipynb #dcd76d46
 @patch
 def expression_code(self: Rig, **weights, # ARKit name -> weight 0..1, number
                    ):                     # [1, n_expression]
@@ -159,7 +159,7 @@ def drive(self: Rig, expression, # [b,52] ARKit weights
     require('gaze' in self.data, 'this rig has no gaze table; pass the eyes as a pose')
     return expression@torch.as_tensor(self.data['gaze']).to(expression).flatten(1)
 
-# %% ../../nbs/2_field/22_rig.ipynb #43afa16f
+# %% ../../nbs/2_field/22_rig.ipynb #8757c53e
 @patch
 def landmarks(self: Rig, vertices, # [b,v,3]
              ):                    # [b,70,3]: iBUG-68, then the pupils
@@ -179,7 +179,7 @@ def at_faces(vertices, faces, # [b,v,3]; [f,3]
     corner = faces[idx].expand(b, -1, 3).reshape(b, -1, 1).expand(-1, -1, 3)
     return (vertices.gather(1, corner).unflatten(1, (-1, 3))*bary[..., None]).sum(2)
 
-# %% ../../nbs/2_field/22_rig.ipynb #1e3a28f4
+# %% ../../nbs/2_field/22_rig.ipynb #fa84fc96
 LIMITS = dict(neck=((-90, 90), (-60, 60), (-80, 80)), jaw=((-5, 60), (-.1, .1), (-.1, .1)), eye=((-50, 50), (-50, 50), (-.1, .1)))   # degrees, about x, y, z
 
 def limited(x,    # [...,3] free numbers
@@ -207,7 +207,7 @@ def contour_landmarks(self: Rig, vertices, pose, # [b,v,3], [b,j,3]
     parts = [(d['dynamic_lmk_faces_idx'][row], d['dynamic_lmk_bary_coords'][row]), (d['static_lmk_faces_idx'], d['static_lmk_bary_coords'])]
     return torch.cat([at_faces(vertices, self.faces, i, b) for i, b in parts], 1)
 
-# %% ../../nbs/2_field/22_rig.ipynb #c4f8c7b5
+# %% ../../nbs/2_field/22_rig.ipynb #9de1b382
 class _Anything:
     "Stands for a chumpy array: keeps what was pickled, hands out its numbers."
     def __setstate__(self, state): self.state = state
@@ -237,7 +237,7 @@ def read_flame(path): # generic_model.pkl, or an .npz of the same arrays -> dict
     dense = lambda x: x.toarray() if hasattr(x, 'toarray') else np.asarray(x)
     return {k: dense(d[k]) for k in (*NEEDED, 'posedirs') if k in d}
 
-# %% ../../nbs/2_field/22_rig.ipynb #c892af3c
+# %% ../../nbs/2_field/22_rig.ipynb #7df9abe9
 @patch
 def rescaled(self: Rig, scale=3., # world units per metre
              jaw=.3,              # opening of the canonical mouth, radians
