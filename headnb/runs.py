@@ -7,13 +7,13 @@ __all__ = ['TEMPLATES', 'EXIT', 'override', 'TrainRun', 'paper_module', 'model_c
            'check_parameters', 'open_data', 'check', 'environment', 'run_folder', 'html_report', 'execute', 'run',
            'build', 'fit', 'fit_processes', 'worker', 'main']
 
-# %% ../nbs/6_tools/64_runs.ipynb #cd62bd0a
+# %% ../nbs/6_tools/64_runs.ipynb #3bb89644
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 import argparse, importlib, json, os, platform, signal, subprocess, sys, time
 from .base.core import BadInput, config_hash, from_dict, repo_path, require, suggest, to_dict, write_atomic
 
-# %% ../nbs/6_tools/64_runs.ipynb #0b59b9cf
+# %% ../nbs/6_tools/64_runs.ipynb #58ecc29c
 def override(base: dict,      # nested plain data
              changes: dict,   # the same shape, only what differs
              where='config',  # for messages
@@ -26,7 +26,7 @@ def override(base: dict,      # nested plain data
         out[k] = override(base[k], v, f'{where}.{k}') if isinstance(base[k], dict) else v
     return out
 
-# %% ../nbs/6_tools/64_runs.ipynb #b3e2432d
+# %% ../nbs/6_tools/64_runs.ipynb #38802658
 @dataclass(frozen=True)
 class TrainRun:
     "Parameters of `9_runs/train.ipynb`."
@@ -60,7 +60,7 @@ def model_config(spec: TrainRun):  # -> the paper's dataclass with fields G, D, 
     changes = {k: getattr(spec, k) for k in ('G', 'D', 'train') if getattr(spec, k)}
     return from_dict(type(preset), override(to_dict(preset), changes))
 
-# %% ../nbs/6_tools/64_runs.ipynb #3d3555e3
+# %% ../nbs/6_tools/64_runs.ipynb #beefa4ec
 def read_spec(spec,            # 'tiny/eg3d' or a path
               changes=(),      # 'name.name=value', value in YAML
              ):                # (name of the run, name of the template, parameters)
@@ -89,7 +89,7 @@ def template_path(name: str) -> Path:
     require(path.is_file(), f'no template {name!r}{suggest(name, [p.stem for p in path.parent.glob("*.ipynb")])}')
     return path
 
-# %% ../nbs/6_tools/64_runs.ipynb #d848f2e1
+# %% ../nbs/6_tools/64_runs.ipynb #cdb1fdfe
 def check_parameters(template: str, params: dict):
     "Parameters against the notebook's own parameters cell: names, and the type of each default."
     import papermill, logging
@@ -122,7 +122,7 @@ def check(template, params):
     if spec.state: require(repo_path(spec.state).parent.is_dir(), f'no folder {repo_path(spec.state).parent} for the state')
     return spec, facts
 
-# %% ../nbs/6_tools/64_runs.ipynb #e339ee4c
+# %% ../nbs/6_tools/64_runs.ipynb #68bb0e4a
 def environment() -> dict:
     "Machine, versions, commit and command."
     from importlib.metadata import distributions
@@ -142,7 +142,7 @@ def run_folder(name: str, resume: bool, root=None) -> Path:
         return used[-1]
     return root/(name if not used else f'{name}-{int(used[-1].name[len(name) + 1:] or 1) + 1}')
 
-# %% ../nbs/6_tools/64_runs.ipynb #25b7a3f6
+# %% ../nbs/6_tools/64_runs.ipynb #ffb04956
 EXIT = {'done': 0, 'failed': 1, 'refused': 2, 'killed': 3, 'resumable': 4}
 
 
@@ -173,11 +173,11 @@ def execute(template: str, params: dict, out: Path, bar=True) -> str:  # a key o
     except KeyboardInterrupt: status, why = 'killed', 'interrupted'
     finally: signal.signal(signal.SIGTERM, old)
     result = json.loads((out/'result.json').read_text()) if status == 'done' and (out/'result.json').exists() else {}
-    if result.get('status') == 'paused': status = 'resumable'
+    if result.get('status') == 'paused': status, why = 'resumable', f'stopped at {result["kimg"]:g} kimg, as asked'
     if notebook.exists(): html_report(notebook)
     return _status(out, status, why=why, seconds=round(time.time() - begin, 1), resumable=bool(list(out.glob('checkpoints/step-*'))) and status != 'done')
 
-# %% ../nbs/6_tools/64_runs.ipynb #4cbe3027
+# %% ../nbs/6_tools/64_runs.ipynb #101b1bce
 def run(spec, changes=(), resume=False, dry=False, root=None, bar=True):  # -> (status, folder)
     "Check a specification, make its folder, execute it."
     name, template, params = read_spec(spec, changes)
@@ -206,7 +206,7 @@ def _same_run(out, facts):
     require(not wrong, f'{out.name} cannot be resumed: {wrong.replace("checkpoint", "run")}')
     require(facts.get('data_hash') == before.get('data_hash'), f'{out.name} cannot be resumed: its data were {before.get("data_hash")}, these are {facts.get("data_hash")}')
 
-# %% ../nbs/6_tools/64_runs.ipynb #44d329ba
+# %% ../nbs/6_tools/64_runs.ipynb #cbec7be4
 def build(spec: TrainRun, cfg):  # -> (G, D)
     "The networks of a configuration, seeded."
     import torch
@@ -225,8 +225,8 @@ def fit(spec: TrainRun, cfg, data, out, resume='auto', observers=None):  # -> th
     state = repo_path(spec.state) if spec.state else None
     augment = None
     if cfg.train.ada:
-        from headnb.gan.augment import ADA
-        augment = ADA()
+        from headnb.gan.augment import ADA, ADACfg
+        augment = ADA(ADACfg(target=cfg.train.ada_target, kimg=cfg.train.ada_kimg))
     terms = module.terms(cfg) if hasattr(module, 'terms') else None
     begin = (lambda r: t.import_state(r, state)) if state and state.exists() else None
     run = t.train(*G_D, data, cfg.train, out, terms, augment, observers, resume, {k: v for k, v in to_dict(cfg).items()}, begin)
@@ -254,7 +254,7 @@ def worker(out):
     cfg = model_config(spec)
     fit(spec, cfg, open_data(spec, cfg), out)
 
-# %% ../nbs/6_tools/64_runs.ipynb #81daa36b
+# %% ../nbs/6_tools/64_runs.ipynb #6ababc36
 def main(argv=None) -> int:
     "headnb-run SPEC [-p name=value ...] [--resume] [--dry-run] [--out FOLDER]"
     p = argparse.ArgumentParser('headnb-run', description='Execute a run: papermill_runs/<size>/<paper>.yaml. Exit codes: ' + ', '.join(f'{v} {k}' for k, v in EXIT.items()))

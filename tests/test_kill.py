@@ -25,21 +25,14 @@ def tiny():
 
 
 def ada():
-    try:
-        from headnb.gan.augment import ADA
-        return ADA()
-    except ImportError:
-        import torch
-        class Stub(torch.nn.Module):
-            def __init__(s): super().__init__(); s.register_buffer('p', torch.zeros(()))
-            def forward(s, b): return b | {'image': b['image']*(1 + s.p*torch.rand(1))}
-        return Stub()
+    from headnb.gan.augment import ADA, ADACfg
+    return ADA(ADACfg(interval=1, kimg=.1))
 
 
 def cfg(**kw):
     from headnb.gan.terms import ScheduleCfg
     from headnb.gan.train import ReconCfg, TrainCfg
-    return TrainCfg(**dict(kimg=STEPS*BATCH/1000, batch=BATCH, density_every=2, r1_every=2, ada=True, mirror=True, recon=ReconCfg(kimg=.004, d_kimg=0., fade_kimg=1.),
+    return TrainCfg(**dict(kimg=STEPS*BATCH/1000, batch=BATCH, density_every=2, r1_every=2, ada=True, mirror=True, recon=ReconCfg(kimg=.004, d_kimg=.004, fade_kimg=1.),
                            schedule=ScheduleCfg(raw_size=8, blur_sigma=1., blur_kimg=.1), snapshot_kimg=2*BATCH/1000, log_every=1, preview_kimg=.008, max_loss=1e6) | kw)
 
 
@@ -88,7 +81,7 @@ def worker(work):
     balls_pid = os.fork()
     if not balls_pid: balls(work/'balls.zip'); os._exit(0)
     os.waitpid(balls_pid, 0)
-    import torch._dynamo, PIL.PngImagePlugin, accelerate, headnb.gan.generator, headnb.gan.train, headnb.nets.discriminator, safetensors.torch, tqdm.auto  # noqa: F401  once, before the forks
+    import torch._dynamo, PIL.PngImagePlugin, accelerate, headnb.gan.augment, headnb.gan.generator, headnb.gan.train, headnb.nets.discriminator, safetensors.torch, tqdm.auto  # noqa: F401  once, before the forks
     report = {'whole': fork(work, 'whole')}
     for kill in KILLS:
         name = kill.replace(':', '-')

@@ -6,7 +6,7 @@
 __all__ = ['AXES', 'taps_for', 'COLOUR', 'LOG2E', 'read_axes', 'SamplerCfg', 'grid_of', 'planes_from_image', 'sample_grid',
            'Taps', 'sample_table', 'PlaneSampler', 'DecoderCfg', 'Decoder', 'TwoStage', 'PlaneField', 'make_field']
 
-# %% ../../nbs/2_field/20_planes.ipynb #6ad76cda
+# %% ../../nbs/2_field/20_planes.ipynb #5e29fe60
 import math
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,14 +17,14 @@ import torch.nn.functional as F
 from ..base.core import require, suggest
 from ..nets.ops import Linear
 
-# %% ../../nbs/2_field/20_planes.ipynb #58901839
+# %% ../../nbs/2_field/20_planes.ipynb #a00a8be5
 AXES = {'eg3d': ('x y z', 'x z y', 'z x y'),             # the release: planes 1 and 2 both span x and z
         'eg3d_paper': ('x y z', 'x z y', 'y z x'),       # the paper's figure: three different planes
         'panohead': ('x y z', 'x z y', 'y z x'),
         'next3d': ('x y z', 'x z y', 'z y x'),
         'head360': ('x y z', '-z y x', 'x -z y')}
 
-# %% ../../nbs/2_field/20_planes.ipynb #1adbcf75
+# %% ../../nbs/2_field/20_planes.ipynb #1d302076
 def read_axes(name: str,   # three axis names with optional signs, such as 'x -z y'
              ) -> tuple:   # ((axis index, sign) for width, height, depth)
     "The three world axes of one plane."
@@ -33,7 +33,7 @@ def read_axes(name: str,   # three axis names with optional signs, such as 'x -z
     require(ok, f"axes {name!r} must name x, y and z once each, as in 'x z y' (width, height, depth)")
     return tuple(('xyz'.index(p[-1]), -1 if p[0] == '-' else 1) for p in parts)
 
-# %% ../../nbs/2_field/20_planes.ipynb #6ed7a223
+# %% ../../nbs/2_field/20_planes.ipynb #3a9ad069
 @dataclass(frozen=True)
 class SamplerCfg:
     "Where a point looks: everything that differs between tri-plane, tri-grid and hex-plane."
@@ -53,7 +53,7 @@ class SamplerCfg:
     def flat(self): # True: the off-plane coordinate is ignored
         return self.depth == 1 and self.mode == 'paper'
 
-# %% ../../nbs/2_field/20_planes.ipynb #927d6b73
+# %% ../../nbs/2_field/20_planes.ipynb #27d02bf5
 def grid_of(x,        # [b,m,3] world points
             cfg,      # SamplerCfg
            ):         # [b,p,m,3]: (width, height, depth) coordinates, -1..1 inside the box
@@ -62,7 +62,7 @@ def grid_of(x,        # [b,m,3] world points
     scale = torch.tensor(sign, dtype=x.dtype, device=x.device)*(2/cfg.box_warp)
     return x[:, :, torch.tensor(order, device=x.device)].transpose(1, 2)*scale[:, None]
 
-# %% ../../nbs/2_field/20_planes.ipynb #e6b36e9f
+# %% ../../nbs/2_field/20_planes.ipynb #687a208d
 def planes_from_image(image,     # [b, p*c*d, h, w]: what the plane maker draws
                       p: int = 3,# number of planes
                       d: int = 1,# slices per plane
@@ -71,7 +71,7 @@ def planes_from_image(image,     # [b, p*c*d, h, w]: what the plane maker draws
     require(image.shape[1] % (p*d) == 0, f'{image.shape[1]} channels cannot be cut into {p} planes of {d} slices')
     return image.unflatten(1, (p, image.shape[1]//(p*d), d))
 
-# %% ../../nbs/2_field/20_planes.ipynb #46034c90
+# %% ../../nbs/2_field/20_planes.ipynb #da1b8df5
 def sample_grid(planes, # [b,p,c,d,h,w]
                 x,      # [b,m,3] world points
                 cfg,    # SamplerCfg
@@ -85,7 +85,7 @@ def sample_grid(planes, # [b,p,c,d,h,w]
     if cfg.reduce == 'none': return f.transpose(2, 3)
     return (f.mean(1) if cfg.reduce == 'mean' else f.sum(1)).transpose(1, 2)
 
-# %% ../../nbs/2_field/20_planes.ipynb #9b9a3aa1
+# %% ../../nbs/2_field/20_planes.ipynb #7e2a5601
 class Taps:
     "Which rows of a table a point reads, and with which weights: fixed by config and plane size."
     def __init__(self, cfg, d, h, w): # SamplerCfg, slices, height, width
@@ -161,7 +161,7 @@ class Taps:
 
 taps_for = lru_cache(maxsize=32)(Taps)
 
-# %% ../../nbs/2_field/20_planes.ipynb #96b41555
+# %% ../../nbs/2_field/20_planes.ipynb #a21ab7bf
 class _Bag(torch.autograd.Function):
     "sum_t weights[m,t] table[rows[m,t]], with a backward that sorts points by cell instead of scattering."
     @staticmethod
@@ -185,7 +185,7 @@ class _Bag(torch.autograd.Function):
                 out[shift:] += F.embedding_bag(point, g, start, mode='sum', per_sample_weights=wk)[:len(out) - shift]
         return out, None, None, None
 
-# %% ../../nbs/2_field/20_planes.ipynb #1ed4dfc4
+# %% ../../nbs/2_field/20_planes.ipynb #a9504200
 def sample_table(table,  # [b*rows,c] of taps.table
                  x,      # [3,b,m] points in box coordinates; changed in place
                  taps,   # Taps
@@ -197,7 +197,7 @@ def sample_table(table,  # [b*rows,c] of taps.table
     f = _Bag.apply(table, rows, weights, taps) if table.requires_grad else F.embedding_bag(rows, table, mode='sum', per_sample_weights=weights)
     return f.view(b, m, -1)
 
-# %% ../../nbs/2_field/20_planes.ipynb #20be0ba2
+# %% ../../nbs/2_field/20_planes.ipynb #9d1e9326
 class PlaneSampler:
     "Look up points in planes: `sampler(planes, x)`, or `look = sampler.on(planes)` for many lookups."
     def __init__(self, cfg=SamplerCfg()): self.cfg = cfg
@@ -230,12 +230,12 @@ class PlaneSampler:
         require(planes.shape[1] == len(self.cfg.axes), f'{planes.shape[1]} planes for {len(self.cfg.axes)} axes in the config')
         require(planes.shape[3] == self.cfg.depth, f'planes have {planes.shape[3]} depth slices; the config says {self.cfg.depth}')
 
-# %% ../../nbs/2_field/20_planes.ipynb #82775ada
+# %% ../../nbs/2_field/20_planes.ipynb #83204da2
 COLOUR = {'sigmoid': lambda x: torch.sigmoid(x)*1.002 - 0.001,
           'none': lambda x: x,
           'lrelu': lambda x: F.leaky_relu(x, 0.2)*math.sqrt(2)}
 
-# %% ../../nbs/2_field/20_planes.ipynb #a78923e1
+# %% ../../nbs/2_field/20_planes.ipynb #1b85af7b
 @dataclass(frozen=True)
 class DecoderCfg:
     "The small network from features to colour and density."
@@ -248,7 +248,7 @@ class DecoderCfg:
     def __post_init__(self):
         require(self.activation in COLOUR, f'activation is {self.activation!r}{suggest(self.activation, COLOUR)}')
 
-# %% ../../nbs/2_field/20_planes.ipynb #6316c695
+# %% ../../nbs/2_field/20_planes.ipynb #d25c20d6
 class Decoder(nn.Module):
     "f [..., c] -> feat [..., C], sigma [..., 1] (raw: the renderer applies softplus)."
     def __init__(self, cfg=DecoderCfg()):
@@ -265,7 +265,7 @@ class Decoder(nn.Module):
         sigma, colour = F.linear(F.softplus(F.linear(f, *first)), *last).split([1, self.cfg.out_dim], -1)
         return COLOUR[self.cfg.activation](colour), sigma
 
-# %% ../../nbs/2_field/20_planes.ipynb #9fa5370d
+# %% ../../nbs/2_field/20_planes.ipynb #25701430
 LOG2E = math.log2(math.e)
 
 
@@ -295,7 +295,7 @@ class TwoStage:
         if self.activation == 'sigmoid': return o.sigmoid_().mul_(1.002).sub_(0.001)
         return COLOUR[self.activation](o)
 
-# %% ../../nbs/2_field/20_planes.ipynb #bad8853b
+# %% ../../nbs/2_field/20_planes.ipynb #3fcde380
 class PlaneField:
     "A field made of planes: x -> (feat, sigma)."
     def __init__(self, planes, sampler, decoder):

@@ -9,7 +9,7 @@ __all__ = ['IDENTITY', 'ACCESSORIES', 'FACE_ANGLE', 'TERMS', 'person', 'camera_t
            'auc', 'pair_auc', 'intersection_over_union', 'rotation_angle', 'measure', 'standardise_features',
            'save_judge', 'FeatureNet', 'Judges', 'load_judges', 'check_on_samples']
 
-# %% ../../nbs/3_gan/33_judges.ipynb #d0056a74
+# %% ../../nbs/3_gan/33_judges.ipynb #eb4407b6
 import copy, json, math, random
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from ..base.core import asset_path, from_dict, progress, require, sha256_of, sug
 from ..field.hair import STYLES
 from ..field.heads import SEG, render_heads, sample_head
 
-# %% ../../nbs/3_gan/33_judges.ipynb #d140e627
+# %% ../../nbs/3_gan/33_judges.ipynb #786d191f
 IDENTITY = 'shape tone freckles blotch age lip lip_strength brow iris'.split()   # what stays when a person is seen again
 ACCESSORIES = ('none', 'glasses', 'hat', 'glasses and hat')
 
@@ -35,7 +35,7 @@ def person(identity: int, variant: int):  # any integers; -> HeadParams
     white = dict(background='white') if r.random() < .15 else {}
     return replace(day, **{k: getattr(me, k) for k in IDENTITY}, **white)
 
-# %% ../../nbs/3_gan/33_judges.ipynb #4c330309
+# %% ../../nbs/3_gan/33_judges.ipynb #b4c293aa
 FACE_ANGLE = 75.   # degrees from the front up to which a face counts as visible
 
 
@@ -60,7 +60,7 @@ def angles(rotation,   # [n,3,3] camera to head
     r = rotation.float()
     return torch.atan2(-r[:, 0, 2], -r[:, 2, 2]), (-r[:, 1, 2]).clamp(-1, 1).asin(), torch.atan2(r[:, 1, 0], -r[:, 1, 1])
 
-# %% ../../nbs/3_gan/33_judges.ipynb #ac55b8a6
+# %% ../../nbs/3_gan/33_judges.ipynb #8392ed71
 def judge_record(truth: dict,   # of rendered heads, as `render_heads` returns it
                  identity,      # [n] integers
                  size: int = 64,
@@ -111,7 +111,7 @@ def read_judge_set(folder,) -> dict:  # folder of `*.safetensors` shards
     rows = [load_file(s) for s in shards]
     return {k: torch.cat([r[k] for r in rows]) for k in rows[0]}
 
-# %% ../../nbs/3_gan/33_judges.ipynb #1737cba9
+# %% ../../nbs/3_gan/33_judges.ipynb #9f402930
 @dataclass(frozen=True)
 class JudgeCfg:
     "What a judge looks for; names travel with the weights."
@@ -148,7 +148,8 @@ class JudgeNet(nn.Module):
         self.stage2 = nn.Sequential(*_convolve(a, b, 2), nn.ReLU(), Residual(b))
         self.stage3 = nn.Sequential(*_convolve(b, c, 2), nn.ReLU(), Residual(c))
         self.across = nn.ModuleList(nn.Conv2d(w, a, 1) for w in cfg.widths)
-        self.maps = nn.Sequential(*_convolve(a, a), nn.ReLU(), nn.Conv2d(a, len(cfg.parts)+68, 1))
+        self.spots = nn.Sequential(*_convolve(a, a), nn.ReLU(), nn.Conv2d(a, 68, 1))
+        self.maps = nn.Sequential(*_convolve(a, a), nn.ReLU(), nn.Conv2d(a, len(cfg.parts), 1))
         self.squeeze, flat = nn.Conv2d(c, cfg.squeeze, 1), cfg.squeeze*(cfg.size//8)**2
         self.identity = nn.Linear(flat, cfg.embed)
         self.hidden = nn.Linear(flat, cfg.hidden)
@@ -174,13 +175,13 @@ class JudgeNet(nn.Module):
     def forward(self, images):  # -> dict: see `Judges` for what each is
         stages = self.stages(images)
         small, middle, top = [f(s) for f, s in zip(self.across[::-1], stages[::-1])]
-        mixed = F.interpolate(F.interpolate(small, scale_factor=2)+middle, scale_factor=2)+top
-        seg, spots = self.maps(mixed).split([len(self.cfg.parts), 68], 1)
+        half = F.interpolate(small, scale_factor=2)+middle
+        seg = self.maps(F.interpolate(half, scale_factor=2)+top)
         flat = self.squeeze(stages[2]).flatten(1)
         vectors = dict(zip(self.sizes, self.vector(F.relu(self.hidden(flat))).split(list(self.sizes.values()), 1)))
-        return dict(features=self._pool(stages), identity=F.normalize(self.identity(flat), dim=1), parts=seg, landmarks=soft_argmax(spots), **{**vectors, 'rotation': orthonormal(vectors['rotation']), 'front': vectors['front'][:, 0]})
+        return dict(features=self._pool(stages), identity=F.normalize(self.identity(flat), dim=1), parts=seg, landmarks=soft_argmax(self.spots(half)), **{**vectors, 'rotation': orthonormal(vectors['rotation']), 'front': vectors['front'][:, 0]})
 
-# %% ../../nbs/3_gan/33_judges.ipynb #55573751
+# %% ../../nbs/3_gan/33_judges.ipynb #71367ad3
 def soft_argmax(maps,):  # [n,k,h,w] -> [n,k,2]: x, y in 0..1 of the image
     "Centre of mass of the softmax of each map."
     n, k, h, w = maps.shape
@@ -196,8 +197,8 @@ def orthonormal(six,):  # [n,6] -> rotation [n,3,3], columns from Gram-Schmidt
     b = F.normalize(b-(a*b).sum(1, keepdim=True)*a, dim=1)
     return torch.stack([a, b, torch.linalg.cross(a, b)], -1)
 
-# %% ../../nbs/3_gan/33_judges.ipynb #43197906
-TERMS = dict(identity=1., parts=1., landmarks=.5, rotation=2., shape=.3, expression=.5, style=.5, accessory=.3, front=.3)  # weights
+# %% ../../nbs/3_gan/33_judges.ipynb #032e38b1
+TERMS = dict(identity=.5, parts=2., landmarks=1., rotation=2., shape=.3, expression=.5, style=.5, accessory=.3, front=.3)  # weights
 
 
 def identity_loss(embedding,  # [n,e], unit length
@@ -224,7 +225,7 @@ def judge_losses(out: dict,     # of a JudgeNet
                 shape=shown(code('shape')), expression=shown(code('expression')), style=F.cross_entropy(out['style'], rec['style'].long()),
                 accessory=F.cross_entropy(out['accessory'], rec['accessory'].long()), front=F.binary_cross_entropy_with_logits(out['front'], front))
 
-# %% ../../nbs/3_gan/33_judges.ipynb #5251674b
+# %% ../../nbs/3_gan/33_judges.ipynb #99b18feb
 def worsen(x,           # images [n,3,h,w] in -1..1
            generator=None):
     "Random light and colour; some images at half size, some noisy."
@@ -235,7 +236,7 @@ def worsen(x,           # images [n,3,h,w] in -1..1
     noise = torch.randn(y.shape, generator=generator)*u(0, .15)
     return torch.where(u(0, 1) < .3, y+noise, y).clamp(-1, 1)
 
-# %% ../../nbs/3_gan/33_judges.ipynb #5e0fcbaa
+# %% ../../nbs/3_gan/33_judges.ipynb #7d4b05b2
 @dataclass(frozen=True)
 class FitCfg:
     "How a judge is trained."
@@ -272,7 +273,7 @@ def fit(net: JudgeNet, data: dict,   # a judge record
     data = {**data, 'identity': which}
     mean, std = [{k: getattr(data[k].float(), f)(0).clamp(min=-math.inf if f == 'mean' else 1e-3) for k in ('shape', 'expression')} for f in ('mean', 'std')]
     proxies = nn.Parameter(torch.randn(len(people), net.cfg.embed, generator=g)*.1)
-    opt = torch.optim.AdamW([*net.parameters(), proxies], lr=cfg.lr, weight_decay=cfg.decay)
+    opt = torch.optim.AdamW([*net.parameters(), proxies], lr=cfg.lr, weight_decay=cfg.decay, fused=True)
     before, seen = _resume(path, net, opt, proxies, people, g)
     start, order, spent, saved, bar = time.time(), [], before, before, progress(total=int(cfg.seconds), desc='judge')
     net.train()
@@ -303,7 +304,7 @@ def train_step(net, proxies, opt, rec, mean, std, lr, generator):
     opt.step()
     return {k: v.detach() for k, v in terms.items()}
 
-# %% ../../nbs/3_gan/33_judges.ipynb #313e0feb
+# %% ../../nbs/3_gan/33_judges.ipynb #1ddf8aeb
 def auc(yes, no,):  # scores of the positive and of the negative cases
     "Probability that a positive scores higher than a negative (ties count half)."
     order = torch.cat([no, yes]).double()
@@ -322,7 +323,7 @@ def pair_auc(embedding,  # [n,e], unit length
     require(same.any() and (~same).any(), 'pair_auc needs pairs of the same and of different identities')
     return auc(score[same], score[~same])
 
-# %% ../../nbs/3_gan/33_judges.ipynb #81d15b7f
+# %% ../../nbs/3_gan/33_judges.ipynb #835509f9
 def intersection_over_union(guess, truth, classes: int):  # label maps -> [classes], NaN where absent
     "Intersection over union of each part, over all images."
     both = torch.bincount((truth.long()*classes+guess.long()).flatten(), minlength=classes**2).view(classes, classes).double()
@@ -352,7 +353,7 @@ def measure(net: JudgeNet, data: dict,  # held-out judge record
             'accessory accuracy': hit('accessory'), 'front-face AUC': auc(out['front'][front], out['front'][~front]), 'pose error degrees median': angle.median().item(), 'pose error degrees mean': angle.mean().item(),
             'shape correlation': fit_of('shape'), 'expression correlation': fit_of('expression')}
 
-# %% ../../nbs/3_gan/33_judges.ipynb #2247eee7
+# %% ../../nbs/3_gan/33_judges.ipynb #b9b5d86a
 @torch.no_grad()
 def standardise_features(net: JudgeNet, images,):  # uint8 [n,3,h,w]: a sample of the training images
     "Set the mean and spread by which the FID features are standardised."
@@ -380,7 +381,7 @@ class FeatureNet(nn.Module):
 
     def forward(self, x): return self.features(x)
 
-# %% ../../nbs/3_gan/33_judges.ipynb #6da52ad1
+# %% ../../nbs/3_gan/33_judges.ipynb #5e6cea6e
 class Judges:
     "The judges: one method per head, each with a name, each replaceable."
     HEADS = ('features', 'identity', 'parts', 'landmarks', 'pose', 'codes', 'style', 'accessory', 'front')
@@ -446,7 +447,7 @@ def load_judges(path=None,      # weights; None: the shipped ones
     net.load_state_dict(state, strict=False)
     return Judges(net.to(device), f'headnb judge {sha256_of(path)[:8]}', about)
 
-# %% ../../nbs/3_gan/33_judges.ipynb #81f3edf2
+# %% ../../nbs/3_gan/33_judges.ipynb #21148eae
 @torch.no_grad()
 def check_on_samples(judges: Judges, sample,   # sample(z [b,z_dim], c [b,25]) -> images
                      cameras,                  # [v,25]: each latent is seen from all of them

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['ramp', 'ScheduleCfg', 'blur_sigma', 'swap_prob', 'raw_size', 'ema_beta', 'lazy_adam', 'swap_labels', 'Step', 'seen',
            'Term', 'total', 'Logistic', 'R1', 'pair_density', 'Density', 'Monotonic', 'density_terms', 'pyramid_l2',
-           'Latents', 'ImageLatents', 'Recon', 'ada_p']
+           'Latents', 'ImageLatents', 'Recon']
 
-# %% ../../nbs/3_gan/35_terms.ipynb #1304cd7b
+# %% ../../nbs/3_gan/35_terms.ipynb #f732267b
 from dataclasses import dataclass, field
 from functools import cached_property
 import math
@@ -15,7 +15,7 @@ import torch, torch.nn.functional as F
 from ..base.core import require
 from ..nets.ops import blur, resize
 
-# %% ../../nbs/3_gan/35_terms.ipynb #3cbc3d39
+# %% ../../nbs/3_gan/35_terms.ipynb #100e6e24
 def ramp(nimg: float,   # images seen
          start: float, end: float,
          kimg: float,   # thousand images until `end` is reached; 0: at once
@@ -24,7 +24,7 @@ def ramp(nimg: float,   # images seen
     a = min(nimg/(1000*kimg), 1.) if kimg > 0 else 1.
     return (1 - a)*start + a*end
 
-# %% ../../nbs/3_gan/35_terms.ipynb #014d8d6e
+# %% ../../nbs/3_gan/35_terms.ipynb #47379439
 @dataclass(frozen=True)
 class ScheduleCfg:
     "Everything that changes with the images seen; the defaults are the released script's at batch 32."
@@ -39,7 +39,7 @@ class ScheduleCfg:
     ema_kimg: float = 10.          # half-life of the averaged G; released: 10 * batch / 32
     ema_rampup: float | None = 0.05  # the half-life is at most this share of the images seen; None (resumed runs): off
 
-# %% ../../nbs/3_gan/35_terms.ipynb #ebc16a08
+# %% ../../nbs/3_gan/35_terms.ipynb #644498b8
 def blur_sigma(cfg: ScheduleCfg, nimg) -> float:  # pixels
     "Width of the blur on what D sees (spec C.2); 0 once faded, and also where it is too narrow for one tap."
     sigma = ramp(nimg, cfg.blur_sigma, 0., cfg.blur_kimg)
@@ -62,7 +62,7 @@ def ema_beta(cfg: ScheduleCfg, nimg, batch) -> float:  # share of the old weight
     if cfg.ema_rampup is not None: half = min(half, cfg.ema_rampup*nimg)
     return 0.5**(batch/max(half, 1e-8))
 
-# %% ../../nbs/3_gan/35_terms.ipynb #b66c622a
+# %% ../../nbs/3_gan/35_terms.ipynb #9b8d267b
 def lazy_adam(lr: float, betas,  # of the run without lazy regularisation
               every: int,        # interval of the lazy terms; 0 or 1: none
              ) -> dict:          # arguments for Adam
@@ -70,7 +70,7 @@ def lazy_adam(lr: float, betas,  # of the run without lazy regularisation
     k = every/(every + 1) if every > 1 else 1.
     return dict(lr=lr*k, betas=tuple(float(b)**k for b in betas))
 
-# %% ../../nbs/3_gan/35_terms.ipynb #edc572a0
+# %% ../../nbs/3_gan/35_terms.ipynb #5b4d3370
 def swap_labels(c,   # [b,25] rendering labels
                 p: float,  # chance
                 u,         # [b] or [1] uniform numbers
@@ -78,7 +78,7 @@ def swap_labels(c,   # [b,25] rendering labels
     "The previous sample's label where `u < p`."
     return torch.where((u.reshape(-1, 1) < p), c.roll(1, 0), c)
 
-# %% ../../nbs/3_gan/35_terms.ipynb #dcdb34c2
+# %% ../../nbs/3_gan/35_terms.ipynb #000cb4a6
 @dataclass
 class Step:
     "One evaluation of some terms: inputs drawn, fakes made lazily and once."
@@ -110,7 +110,7 @@ class Step:
     @cached_property
     def sigma(self): return blur_sigma(self.schedule, self.nimg)
 
-# %% ../../nbs/3_gan/35_terms.ipynb #ddf1c05a
+# %% ../../nbs/3_gan/35_terms.ipynb #5d05f697
 def _draw(given, *shape, like, normal=False):
     "`given`, or fresh random numbers on `like`'s device."
     return given if given is not None else (torch.randn if normal else torch.rand)(*shape, device=like.device)
@@ -145,7 +145,7 @@ for name, f in dict(ws=_ws, fake=_fake, real_seen=_real_seen).items():
     setattr(Step, name, cached_property(f)); getattr(Step, name).__set_name__(Step, name)
 Step.seen = seen
 
-# %% ../../nbs/3_gan/35_terms.ipynb #b79cf78a
+# %% ../../nbs/3_gan/35_terms.ipynb #ccc31aa0
 @dataclass(frozen=True)
 class Term:
     "A loss: whom it trains, how much, how often."
@@ -167,7 +167,7 @@ def total(terms,       # terms of one phase
         out = out + t.at(step.nimg if nimg is None else nimg)*loss
     return out
 
-# %% ../../nbs/3_gan/35_terms.ipynb #acabd44f
+# %% ../../nbs/3_gan/35_terms.ipynb #f64a2528
 @dataclass(frozen=True)
 class Logistic(Term):
     "Non-saturating GAN loss, G's part or D's."
@@ -183,7 +183,7 @@ class Logistic(Term):
         s.stats['real_score'] = (truth := s.D(real, s.real['c']).float()).detach()
         return F.softplus(score).mean() + F.softplus(-truth).mean()
 
-# %% ../../nbs/3_gan/35_terms.ipynb #134c652a
+# %% ../../nbs/3_gan/35_terms.ipynb #374d4442
 @dataclass(frozen=True)
 class R1(Term):
     "Squared gradient of D at real pictures, times gamma / 2."
@@ -200,7 +200,7 @@ class R1(Term):
         s.stats |= {'r1': penalty.detach(), 'r1_real_score': score.detach()}
         return (penalty*self.gamma/2).mean()
 
-# %% ../../nbs/3_gan/35_terms.ipynb #565313ea
+# %% ../../nbs/3_gan/35_terms.ipynb #0e371af7
 def _reg_planes(s: Step):
     "Planes for the density terms: own codes, ONE swap decision for the batch."
     return s.G.make_planes(s.G.map(s.z, s.cond(_draw(s.common_u, 1, like=s.z))), drive=s.drive, noise=s.noise)
@@ -229,7 +229,7 @@ class Density(Term):
         s.stats |= {'sigma': a.detach(), 'sigma_near': b.detach()}
         return (a - b).abs().mean()
 
-# %% ../../nbs/3_gan/35_terms.ipynb #f1762062
+# %% ../../nbs/3_gan/35_terms.ipynb #d59acc12
 @dataclass(frozen=True)
 class Monotonic(Term):
     "Mean relu(sigma(p) - sigma(p - step along z)): density may not fall from front to back."
@@ -254,7 +254,7 @@ def density_terms(kind='l1', weight=0.25, every=4, std=0.004, box_warp=1.):  # k
     if kind == 'l1': return [Density(weight, every, std)]
     return [Monotonic(10., every, box_warp/256, kind == 'monotonic-detach'), Density(weight, every, box_warp/256)]
 
-# %% ../../nbs/3_gan/35_terms.ipynb #cc0299ab
+# %% ../../nbs/3_gan/35_terms.ipynb #46707d19
 def pyramid_l2(a, b, levels=3):  # images [b,3,h,w]
     "Mean squared error summed over average-pooled sizes."
     out = (a - b).square().mean()
@@ -291,7 +291,7 @@ class ImageLatents(torch.nn.Module):
         z = mean + (log_var/2).exp()*torch.randn_like(mean)
         return z, (mean.square() + log_var.exp() - 1 - log_var).sum(1).mean()/2
 
-# %% ../../nbs/3_gan/35_terms.ipynb #67c6d2a9
+# %% ../../nbs/3_gan/35_terms.ipynb #f7886256
 @dataclass(frozen=True)
 class Recon(Term):
     "Picture, raw rendering, mask and depth of the training view, from its own latent."
@@ -318,16 +318,4 @@ class Recon(Term):
         loss = self.mask*((1 if self.outside else m)*(out['mask'] - m).abs()).mean()
         if 'depth' not in want or not self.depth: return loss
         d = F.interpolate(want['depth'], m.shape[-2:], mode='area')/m.clamp_min(1e-3)   # mean over what is hit
-        return loss + self.depth*((m > .9)*(out['depth'] - d).abs()).mean()
-
-# %% ../../nbs/3_gan/35_terms.ipynb #ae588b6c
-def ada_p(p: float,           # strength now
-          mean_sign: float,   # mean sign of the logits on real pictures since the last adjustment
-          batch: int,
-          interval: int = 4,  # steps between adjustments
-          target: float = 0.6,
-          kimg: float = 500., # thousand images from 0 to 1; released: 100 when resuming
-         ) -> float:
-    "The strength of the augmentation after one adjustment (spec C.4)."
-    sign = (mean_sign > target) - (mean_sign < target)
-    return max(p + sign*batch*interval/(kimg*1000), 0.)
+        return loss + self.depth*((m > .9)*out['mask'].detach()*(out['depth'] - d).abs()).mean()   # thin rays have a wild depth: they count less

@@ -9,7 +9,7 @@ __all__ = ['RUN_LENGTH', 'KILL_POINTS', 'ReconCfg', 'TrainCfg', 'kill_point', 'r
            'load_checkpoint', 'resume', 'Log', 'preview', 'Pictures', 'crossed', 'Diverged', 'check_finite', 'train',
            'export_state', 'import_state']
 
-# %% ../../nbs/3_gan/37_train.ipynb #00db4534
+# %% ../../nbs/3_gan/37_train.ipynb #92f2d583
 from dataclasses import dataclass, field, replace
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,9 +19,9 @@ import numpy as np, torch
 from ..base.core import BadInput, require, progress, sha256_of, to_dict, write_atomic
 from ..base.show import image_grid
 from .data import Batches, pose_weights
-from .terms import ImageLatents, Latents, Logistic, R1, Recon, ScheduleCfg, Step, ada_p, density_terms, ema_beta, lazy_adam, total
+from .terms import ImageLatents, Latents, Logistic, R1, Recon, ScheduleCfg, Step, density_terms, ema_beta, lazy_adam, total
 
-# %% ../../nbs/3_gan/37_train.ipynb #5a0cbb87
+# %% ../../nbs/3_gan/37_train.ipynb #73493c56
 @dataclass(frozen=True)
 class ReconCfg:
     "The warm start of notebook 35: reconstruct the training views first, then hand over to the GAN."
@@ -75,7 +75,7 @@ class TrainCfg:
 
 RUN_LENGTH = ('kimg', 'max_seconds', 'snapshot_kimg', 'keep', 'preview_kimg', 'log_every', 'tensorboard')   # may change on resume
 
-# %% ../../nbs/3_gan/37_train.ipynb #36f850c0
+# %% ../../nbs/3_gan/37_train.ipynb #95cb7494
 KILL_POINTS = ('loader', 'G_step', 'G_reg', 'D_step', 'R1', 'EMA', 'checkpoint_write', 'rename')
 
 
@@ -86,7 +86,7 @@ def kill_point(name: str,  # one of KILL_POINTS
     at = os.environ.get('HEADNB_KILL_AT')
     if at and at == f'{name}:{step}': os.kill(os.getpid(), signal.SIGKILL)
 
-# %% ../../nbs/3_gan/37_train.ipynb #9168eb0c
+# %% ../../nbs/3_gan/37_train.ipynb #26174cac
 def rng_state() -> dict:  # tensors and plain data
     "The state of every random generator of this process."
     kind, keys, *rest = np.random.get_state()
@@ -111,7 +111,7 @@ def rng_kept():
     try: yield
     finally: set_rng_state(s)
 
-# %% ../../nbs/3_gan/37_train.ipynb #945f890f
+# %% ../../nbs/3_gan/37_train.ipynb #20d870b5
 @dataclass
 class Phase:
     "Terms that are evaluated together, with the optimiser they drive."
@@ -132,7 +132,7 @@ def make_phases(terms,  # list of terms
         if mine: out.append(Phase(name, who, mine, mine[0].every))
     return out
 
-# %% ../../nbs/3_gan/37_train.ipynb #9757cd70
+# %% ../../nbs/3_gan/37_train.ipynb #13508030
 def after(kimg: float, weight: float = 1.):  # -> function of kimg
     "A weight that is zero before `kimg`."
     return (lambda k: weight if k >= kimg else 0.) if kimg > 0 else weight
@@ -158,7 +158,7 @@ def default_terms(cfg: TrainCfg,
     out += [Logistic(weight=after(start), who='G'), *lazy]
     return out + [Logistic(weight=after(start - r.d_kimg), who='D'), R1(weight=after(start - r.d_kimg), every=cfg.r1_every, gamma=cfg.gamma, keys=cfg.r1_keys)]
 
-# %% ../../nbs/3_gan/37_train.ipynb #5a05c2d3
+# %% ../../nbs/3_gan/37_train.ipynb #fe8bcfe2
 class Run:
     "A training run: networks, optimisers, data order, counters."
     def __init__(self, G, D, data,
@@ -207,7 +207,7 @@ class Run:
                 for t in (m.state_dict().values() if m else ()): t.copy_(broadcast(t.contiguous()))
         torch.manual_seed(self.cfg.seed*self.world + self.acc.process_index)
 
-# %% ../../nbs/3_gan/37_train.ipynb #21fb1389
+# %% ../../nbs/3_gan/37_train.ipynb #55101686
 def draw(run: Run, real, who) -> Step:
     "A fresh step: latents and cameras at random (`weights` of the poses included)."
     b, n = run.cfg.batch//run.world, len(run.labels)
@@ -224,7 +224,7 @@ def clean_gradients(run: Run, who):
         for g, v in zip(grads, flat.split([g.numel() for g in grads])): g.copy_(v.view(g.shape))
     for g in grads: g.nan_to_num_(0., 1e5, -1e5)
 
-# %% ../../nbs/3_gan/37_train.ipynb #268872c8
+# %% ../../nbs/3_gan/37_train.ipynb #70dde0e6
 def play(run: Run, phase: Phase, real: dict) -> dict:  # numbers for the log
     "One optimiser step of one phase."
     terms = phase.active(run.nimg)
@@ -258,15 +258,15 @@ def average(run: Run):
 
 
 def adapt(run: Run, stats):
-    "Every fourth step, move ADA's strength towards its target."
+    "Every few steps, move ADA's strength towards its target (notebook 32)."
     if not (run.augment and run.cfg.ada and 'real_score' in stats): return
     run.signs = [run.signs[0] + float(stats['real_score'].sign().mean()), run.signs[1] + 1]
-    if run.signs[1] < 4: return
-    p = ada_p(float(run.augment.p), run.signs[0]/run.signs[1], run.cfg.batch, 4, run.cfg.ada_target, run.cfg.ada_kimg)
-    run.augment.p.fill_(p)
+    if run.signs[1] < run.augment.cfg.interval: return
+    mean = run.acc.reduce(torch.tensor(run.signs[0]/run.signs[1], device=run.device), 'mean')
+    run.augment.adjust(float(mean), run.cfg.batch)
     run.signs = [0., 0]
 
-# %% ../../nbs/3_gan/37_train.ipynb #1a567f8d
+# %% ../../nbs/3_gan/37_train.ipynb #daa5d2a5
 def _modules(run): return {k: m for k in ('G', 'D', 'G_ema', 'latents', 'augment') if (m := getattr(run, k)) is not None}
 
 
@@ -335,7 +335,7 @@ def _write_shared(run, new, where):
 def _sync(path):
     with open(path, 'rb') as f: os.fsync(f.fileno())
 
-# %% ../../nbs/3_gan/37_train.ipynb #05b1323b
+# %% ../../nbs/3_gan/37_train.ipynb #7de23867
 def checkpoints(out) -> list:  # folders, oldest first
     "The complete checkpoints of a run."
     return sorted(Path(out).glob('checkpoints/step-*'))
@@ -361,7 +361,7 @@ def newest(out,  # folder of a run
     require(not bad, f'{out}: no checkpoint can be used ({"; ".join(bad)})')
     return None, bad
 
-# %% ../../nbs/3_gan/37_train.ipynb #81a826b2
+# %% ../../nbs/3_gan/37_train.ipynb #bd991b4c
 def first_difference(a: dict, b: dict, where=''):  # -> 'train.batch: 8 here, 16 there' or ''
     "The first entry in which two nested configurations differ."
     for k in sorted({*a, *b}):
@@ -406,7 +406,7 @@ def resume(run: Run,
     if folder is not None: load_checkpoint(run, folder)
     return bad
 
-# %% ../../nbs/3_gan/37_train.ipynb #050dabeb
+# %% ../../nbs/3_gan/37_train.ipynb #5ea933c6
 class Log:
     "metrics.jsonl, and TensorBoard if asked."
     def __init__(self, out, every=20, tensorboard=False):
@@ -434,7 +434,7 @@ class Log:
         with open(self.path, 'a') as f: f.write(json.dumps(row) + '\n')
         for k, v in row.items() if self.board else (): self.board.add_scalar(k, v or 0., run.step)
 
-# %% ../../nbs/3_gan/37_train.ipynb #3101e012
+# %% ../../nbs/3_gan/37_train.ipynb #915ac562
 @torch.no_grad()
 def preview(run, rows=4, yaws=(-.5, 0., .5)):  # -> uint8 [h,w,3]
     "Fixed latents of the averaged generator from fixed cameras: own training cameras first, then their depth."
@@ -461,7 +461,7 @@ def crossed(run, kimg) -> bool:
     "Did the last step pass a multiple of `kimg`?"
     return kimg > 0 and run.nimg//(1000*kimg) > (run.nimg - run.cfg.batch)//(1000*kimg)
 
-# %% ../../nbs/3_gan/37_train.ipynb #76882f62
+# %% ../../nbs/3_gan/37_train.ipynb #2c11a9c8
 class Diverged(RuntimeError):
     "The loss is not finite or too large; the message names the step and the last good checkpoint."
 
@@ -472,7 +472,7 @@ def check_finite(run: Run):
     last = checkpoints(run.out)[-1:]
     raise Diverged(f'the loss was not finite or above {run.cfg.max_loss:g} at step {bad}; ' + (f'the last good checkpoint is {last[0]}' if last else 'no checkpoint had been written'))
 
-# %% ../../nbs/3_gan/37_train.ipynb #25c2105a
+# %% ../../nbs/3_gan/37_train.ipynb #5f08782b
 def train(G, D, data,
           cfg: TrainCfg,
           out,                # folder of the run
@@ -525,7 +525,7 @@ def _stopper(out):
     def agreed(run): return run.step % run.cfg.log_every == 0 and bool(run.acc.reduce(torch.tensor(float(wanted(run)), device=run.device), 'sum') > 0)
     return lambda run: wanted(run) if run.world == 1 else agreed(run)
 
-# %% ../../nbs/3_gan/37_train.ipynb #ecb600fa
+# %% ../../nbs/3_gan/37_train.ipynb #5487aa01
 def export_state(run: Run, path, info=None):  # info: JSON-able facts to keep with the weights
     "Write G, G_ema, D (bfloat16), latents and counters to one safetensors file."
     from safetensors.torch import save_file

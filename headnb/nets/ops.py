@@ -7,14 +7,14 @@ __all__ = ['TAPS', 'ACTS', 'make_filter', 'kept_filter', 'full_precision', 'gath
            'downsample2d', 'filter2d', 'blur', 'resize', 'bias_act', 'Linear', 'conv2d_resample', 'Conv2d', 'is_half',
            'modulation', 'modulated_conv2d', 'normalize_2nd_moment', 'minibatch_std']
 
-# %% ../../nbs/1_nets/10_ops.ipynb #38f80662
-import functools, math
+# %% ../../nbs/1_nets/10_ops.ipynb #3aad0133
+import contextlib, functools, math
 import torch
 import torch.nn.functional as F
 from torch import nn
 from ..base.core import require
 
-# %% ../../nbs/1_nets/10_ops.ipynb #bca9e735
+# %% ../../nbs/1_nets/10_ops.ipynb #de2df4fb
 TAPS = (1., 3., 3., 1.)  # the low-pass filter of every StyleGAN2 resize
 
 def make_filter(
@@ -26,7 +26,7 @@ def make_filter(
     f = f / f.sum()
     return f if separable else torch.outer(f, f)
 
-# %% ../../nbs/1_nets/10_ops.ipynb #d8eae3f2
+# %% ../../nbs/1_nets/10_ops.ipynb #1822f875
 @functools.lru_cache(maxsize=64)
 def kept_filter(
     taps: tuple,         # the taps
@@ -39,9 +39,10 @@ def full_precision(
     x: torch.Tensor # any tensor: it names the device
 ):                  # a context in which autocast is off
     "Switch mixed precision off: small, sensitive arithmetic stays in the dtype of its inputs."
-    return torch.autocast(device_type=x.device.type, enabled=False)
+    dev = x.device.type
+    return torch.autocast(device_type=dev, enabled=False) if torch.is_autocast_enabled(dev) else contextlib.nullcontext()
 
-# %% ../../nbs/1_nets/10_ops.ipynb #94f14bb0
+# %% ../../nbs/1_nets/10_ops.ipynb #a4741cf1
 def gather(x, k, step, start, size): # x [n,c,H,W] -> [n,c,h,w]: out[i] = sum_j k[j] x[i*step + j - start]
     "Filter, keep every `step`-th pixel; outside is zero."
     k, c = k.to(x.dtype).expand(x.shape[1], 1, *k.shape), x.shape[1]
@@ -51,6 +52,7 @@ def gather(x, k, step, start, size): # x [n,c,H,W] -> [n,c,h,w]: out[i] = sum_j 
 
 def spread(x, k, step, start, size): # x [n,c,h,w] -> [n,c,H,W]: the transpose of gather
     "Put a copy of the filter at every pixel, `step` apart."
+    if step == (1, 1): return gather(x, k.flip(0, 1), step, tuple(m-1-t for m, t in zip(k.shape, start)), size)
     k, c = k.to(x.dtype).expand(x.shape[1], 1, *k.shape), x.shape[1]
     more = [big - ((n-1)*s + m - 2*t) for n, s, m, t, big in zip(x.shape[2:], step, k.shape[2:], start, size)]
     if all(t >= 0 and 0 <= e < s for t, e, s in zip(start, more, step)):
@@ -69,7 +71,7 @@ class Fir(torch.autograd.Function):
     @staticmethod
     def backward(ctx, g): return Fir.apply(g, *ctx.constants), None, None, None, None, None
 
-# %% ../../nbs/1_nets/10_ops.ipynb #55ccd595
+# %% ../../nbs/1_nets/10_ops.ipynb #dd832348
 def _resample(x, k, up, down, pad, correlate):
     "One or two axes; k [kh,kw]; up, down (vertical, horizontal); pad ((top,bottom),(left,right))."
     sides = list(zip(x.shape[2:], k.shape, up, down, pad))
@@ -96,7 +98,7 @@ def upfirdn2d(
     x = _resample(x, f[None, :], (1, up), (1, down), ((0, 0), pad), correlate)
     return _resample(x, f[:, None], (up, 1), (down, 1), (pad, (0, 0)), correlate)
 
-# %% ../../nbs/1_nets/10_ops.ipynb #b26427a9
+# %% ../../nbs/1_nets/10_ops.ipynb #13507f0f
 def _default(x, f): return kept_filter(TAPS, x.device) if f is None else f
 
 def upsample2d(
@@ -120,7 +122,7 @@ def downsample2d(
     n = f.shape[-1]
     return upfirdn2d(x, f, down=down, pad=((n-down+1)//2+extra, (n-down)//2+extra))
 
-# %% ../../nbs/1_nets/10_ops.ipynb #02e1fa47
+# %% ../../nbs/1_nets/10_ops.ipynb #aef55631
 def filter2d(
     x: torch.Tensor,               # [n,c,h,w]
     f: torch.Tensor | None = None, # filter; None: [1,3,3,1]
@@ -140,7 +142,7 @@ def blur(
     taps = torch.arange(-r, r+1, device=x.device, dtype=torch.float32).div(sigma).square().neg().exp2()
     return filter2d(x, taps / taps.sum())
 
-# %% ../../nbs/1_nets/10_ops.ipynb #dd28021f
+# %% ../../nbs/1_nets/10_ops.ipynb #600f81e6
 def _bilinear(x, size, antialias):
     return F.interpolate(x.float(), size=(size, size), mode='bilinear', align_corners=False, antialias=antialias).to(x.dtype)
 
@@ -158,7 +160,7 @@ def resize(
     require(0 <= mode <= 1, f'resize: the mixing number must lie in 0..1, not {mode}')
     return torch.lerp(_bilinear(x, size, False), _bilinear(x, size, True), float(mode))
 
-# %% ../../nbs/1_nets/10_ops.ipynb #e03e24d1
+# %% ../../nbs/1_nets/10_ops.ipynb #3c9eab6a
 ACTS = { # name: (function, gain that keeps the mean square near one)
     'linear': (lambda x: x, 1.), 'lrelu': (lambda x: F.leaky_relu(x, 0.2), math.sqrt(2)), 'relu': (F.relu, math.sqrt(2)),
     'sigmoid': (torch.sigmoid, 1.), 'tanh': (torch.tanh, 1.), 'softplus': (F.softplus, 1.)}
@@ -179,7 +181,7 @@ def bias_act(
     if gain != 1: x = x * gain
     return x if clamp is None else x.clamp(-clamp, clamp)
 
-# %% ../../nbs/1_nets/10_ops.ipynb #3d56349d
+# %% ../../nbs/1_nets/10_ops.ipynb #29db706f
 class Linear(nn.Module):
     "Fully connected layer, always in float32: weight * lr_mul/sqrt(fan in), bias * lr_mul."
     def __init__(self,
@@ -202,7 +204,7 @@ class Linear(nn.Module):
 
     def extra_repr(self): return f'{self.weight.shape[1]} -> {self.weight.shape[0]}, {self.act}, lr_mul {self.lr_mul}'
 
-# %% ../../nbs/1_nets/10_ops.ipynb #da38cbc9
+# %% ../../nbs/1_nets/10_ops.ipynb #af404943
 def conv2d_resample(
     x: torch.Tensor,                  # [n,c,h,w]
     w: torch.Tensor,                  # [o,c/groups,k,k], k = 1 or 3
@@ -223,7 +225,7 @@ def conv2d_resample(
     if down == 2: return F.conv2d(upfirdn2d(x, f, pad=(2, 2)), w, bias, stride=2, groups=groups)
     return F.conv2d(x, w, bias, padding=k//2, groups=groups)
 
-# %% ../../nbs/1_nets/10_ops.ipynb #f6976e83
+# %% ../../nbs/1_nets/10_ops.ipynb #25d89461
 class Conv2d(nn.Module):
     "Equalised convolution, bias, activation, clamp."
     def __init__(self,
@@ -238,7 +240,7 @@ class Conv2d(nn.Module):
         super().__init__()
         require(act in ('lrelu', 'relu', 'linear'), f'Conv2d: activation {act!r} is not positively homogeneous')
         self.act, self.down, self.clamp = act, down, clamp
-        self.weight = nn.Parameter(torch.randn(n_out, n_in, kernel, kernel).contiguous(memory_format=torch.channels_last))
+        self.weight = nn.Parameter(torch.randn(n_out, n_in, kernel, kernel))
         self.bias = nn.Parameter(torch.zeros(n_out)) if bias else None
 
     def forward(self, x, gain=1.): # [n,n_in,h,w] -> [n,n_out,h/down,w/down]; the clamp grows with the gain
@@ -247,7 +249,7 @@ class Conv2d(nn.Module):
         x = conv2d_resample(x, self.weight * (g / math.sqrt(self.weight[0].numel())), down=self.down, bias=b)
         return bias_act(x, act=self.act, gain=1, clamp=None if self.clamp is None else self.clamp*gain)
 
-# %% ../../nbs/1_nets/10_ops.ipynb #925301ff
+# %% ../../nbs/1_nets/10_ops.ipynb #c6b898b1
 def is_half(x):
     "Would a convolution of `x` run in float16?"
     dev = x.device.type
@@ -265,7 +267,7 @@ def modulation(
         s = s / s.abs().amax(1, keepdim=True)
     return w, s, (s.square() @ w.square().sum((2, 3)).T + 1e-8).rsqrt()
 
-# %% ../../nbs/1_nets/10_ops.ipynb #a43ec98b
+# %% ../../nbs/1_nets/10_ops.ipynb #2431ed6c
 def modulated_conv2d(
     x: torch.Tensor,                   # [n,c,h,w]
     w: torch.Tensor,                   # [o,c,k,k]
@@ -294,7 +296,7 @@ def modulated_conv2d(
         y = torch.addcmul(b.to(y.dtype)[:, None, None], y, d.to(y.dtype)[:, :, None, None])
     return y if noise is None else y + (gain * noise).to(y.dtype)
 
-# %% ../../nbs/1_nets/10_ops.ipynb #48edf500
+# %% ../../nbs/1_nets/10_ops.ipynb #f95fa385
 def normalize_2nd_moment(
     x: torch.Tensor, # [n,d]
     eps=1e-8         # added to the mean square

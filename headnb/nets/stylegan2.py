@@ -6,7 +6,7 @@
 __all__ = ['HALF', 'MappingCfg', 'Mapping', 'SynthesisLayer', 'ToRGB', 'layout', 'half_from', 'SynthesisBlock', 'widths',
            'count_ws', 'SynthesisCfg', 'Synthesis']
 
-# %% ../../nbs/1_nets/11_stylegan2.ipynb #3b1e6d41
+# %% ../../nbs/1_nets/11_stylegan2.ipynb #f0b3c1be
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -15,7 +15,7 @@ from torch import nn
 from ..base.core import require
 from .ops import Linear, bias_act, modulated_conv2d, normalize_2nd_moment, upsample2d
 
-# %% ../../nbs/1_nets/11_stylegan2.ipynb #9db2f936
+# %% ../../nbs/1_nets/11_stylegan2.ipynb #59258f6d
 @dataclass(frozen=True)
 class MappingCfg:
     "From latent and label to style vectors."
@@ -31,7 +31,7 @@ class MappingCfg:
     c_scale: float = 1.          # factor of the label
     zero_c: bool = False         # replace the label by zeros
 
-# %% ../../nbs/1_nets/11_stylegan2.ipynb #8cdbdce5
+# %% ../../nbs/1_nets/11_stylegan2.ipynb #3b78594c
 class Mapping(nn.Module):
     "(z, c) -> ws. Parameters embed, fc0, fc1, ...; buffer w_avg."
     def __init__(self, cfg=MappingCfg()):
@@ -80,7 +80,7 @@ class Mapping(nn.Module):
         w = ws[:, 0] if ws.ndim == 3 else ws
         self.w_avg.copy_(w.float().mean(0).lerp(self.w_avg, self.cfg.decay))
 
-# %% ../../nbs/1_nets/11_stylegan2.ipynb #4ebba15a
+# %% ../../nbs/1_nets/11_stylegan2.ipynb #a3eb759f
 class SynthesisLayer(nn.Module):
     "Modulated 3x3 convolution, noise, bias, leaky ReLU, clamp."
     def __init__(self,
@@ -93,7 +93,7 @@ class SynthesisLayer(nn.Module):
     ):
         super().__init__()
         self.resolution, self.up, self.clamp = resolution, up, clamp
-        self.weight = nn.Parameter(torch.randn(n_out, n_in, 3, 3).contiguous(memory_format=torch.channels_last))
+        self.weight = nn.Parameter(torch.randn(n_out, n_in, 3, 3))
         self.noise_strength = nn.Parameter(torch.zeros([]))
         self.bias = nn.Parameter(torch.zeros(n_out))
         self.register_buffer('noise_const', torch.randn(resolution, resolution))
@@ -116,7 +116,7 @@ class SynthesisLayer(nn.Module):
         x = modulated_conv2d(x, self.weight, self.affine(w), self.noise(x, noise, generator), self.up, fused=fused, bias=self.bias, gain=math.sqrt(2))
         return bias_act(x, act='lrelu', gain=1, clamp=self.clamp)
 
-# %% ../../nbs/1_nets/11_stylegan2.ipynb #f074d6eb
+# %% ../../nbs/1_nets/11_stylegan2.ipynb #47e95310
 class ToRGB(nn.Module):
     "Features to image channels: modulated 1x1 convolution without demodulation, bias, clamp."
     def __init__(self,
@@ -127,7 +127,7 @@ class ToRGB(nn.Module):
     ):
         super().__init__()
         self.clamp = clamp
-        self.weight = nn.Parameter(torch.randn(n_out, n_in, 1, 1).contiguous(memory_format=torch.channels_last))
+        self.weight = nn.Parameter(torch.randn(n_out, n_in, 1, 1))
         self.bias = nn.Parameter(torch.zeros(n_out))
         self.affine = Linear(w_dim, n_in, bias_init=1)
 
@@ -136,7 +136,7 @@ class ToRGB(nn.Module):
         x = modulated_conv2d(x, self.weight, s, demodulate=False, fused=fused, bias=self.bias)
         return bias_act(x, act='linear', clamp=self.clamp)
 
-# %% ../../nbs/1_nets/11_stylegan2.ipynb #5281a2cf
+# %% ../../nbs/1_nets/11_stylegan2.ipynb #603a03e9
 HALF = {'none': torch.float32, 'float16': torch.float16, 'bfloat16': torch.bfloat16}
 
 def layout(
@@ -153,7 +153,7 @@ def half_from(
 ) -> int:            # the smallest side that does; never below 8
     return max(resolution*2 // 2**blocks, 8)
 
-# %% ../../nbs/1_nets/11_stylegan2.ipynb #acff595a
+# %% ../../nbs/1_nets/11_stylegan2.ipynb #b5ce0c22
 class SynthesisBlock(nn.Module):
     "One resolution: constant or conv0, then conv1, torgb."
     def __init__(self,
@@ -188,7 +188,7 @@ class SynthesisBlock(nn.Module):
         if img is None: return x, y
         return x, (upsample2d(img) if self.up == 2 else img) + y
 
-# %% ../../nbs/1_nets/11_stylegan2.ipynb #f17778fb
+# %% ../../nbs/1_nets/11_stylegan2.ipynb #a2fdb09c
 def widths(cfg): # anything with resolution, channel_base, channel_max -> {side: channels}, 4 first
     "Channels at each side."
     return {r: min(cfg.channel_base//r, cfg.channel_max) for r in (2**i for i in range(2, int(math.log2(cfg.resolution))+1))}
@@ -199,7 +199,7 @@ def count_ws(
     "Two per doubling."
     return 2*int(math.log2(resolution)) - 2
 
-# %% ../../nbs/1_nets/11_stylegan2.ipynb #81397e6d
+# %% ../../nbs/1_nets/11_stylegan2.ipynb #5e157cc1
 @dataclass(frozen=True)
 class SynthesisCfg:
     "The synthesis network."
@@ -213,7 +213,7 @@ class SynthesisCfg:
     half_blocks: int = 0
     fused: bool | None = None  # form of the convolutions; None: the faster
 
-# %% ../../nbs/1_nets/11_stylegan2.ipynb #e5f85bfa
+# %% ../../nbs/1_nets/11_stylegan2.ipynb #ca5207d4
 class Synthesis(nn.Module):
     "ws -> image with any number of channels. Blocks b4, b8, ..."
     def __init__(self, cfg=SynthesisCfg()):
