@@ -26,7 +26,7 @@ class Spec:
     kind: str                       # one of KINDS
     count: int = 0                  # frontal, full360: pictures (one person each); 0 elsewhere: as many as the numbers below say
     size: int = 64                  # pixels
-    samples: int = 0                # per side of a pixel; 0: the renderer's choice
+    samples: int = 2                # per side of a pixel
     seed: int = 0                   # first person
     psi: float = .9                 # spread of identity
     yaw: float = 60.                # largest |yaw|; drawn from a normal distribution of half this width (frontal), or uniformly
@@ -182,7 +182,7 @@ def render_shard(s, k, stop, path): # Spec, shard number, pictures in all, where
     for i in range(k*s.shard, min((k + 1)*s.shard, stop)):
         h, true, said, info = item(s, i)
         h = last if last == h else h                               # the same person again: the mesh is kept
-        t = render_heads([h], true[None], s.size, hair=not info.get('bare', False), background=s.background or None, samples=s.samples or None) if h is not last else _again(s, h, true, info)
+        t = render_heads([h], true[None], s.size, hair=not info.get('bare', False), background=s.background or None, samples=s.samples, corr='corr' in s.maps) if h is not last else _again(s, h, true, info)
         last, u8 = h, lambda x: x.round().clamp(0, 255).to(torch.uint8)
         row = dict(image=u8((t['image'] + 1)*127.5)[0].permute(1, 2, 0), c=said, c_true=true, mask=u8(t['mask']*255)[0, 0], depth=t['depth'][0, 0], info=json.dumps(info), params=json.dumps(to_dict(h)) if i == 0 or s.kind in ('frontal', 'full360') else '')
         if 'seg' in s.maps: row['seg'] = t['seg'][0, 0]
@@ -201,7 +201,7 @@ def _again(s, h, c, info): # another picture of the person that was just rendere
     from headnb.field import heads
     _again.soup = _again.soup if getattr(_again, 'who', None) is h else heads.build(h)
     _again.who = h
-    with torch.no_grad(): t = heads.render_one(h, _again.soup, c, s.size, not info.get('bare', False), s.background or None, s.samples or (3 if s.size <= 64 else 2))
+    with torch.no_grad(): t = heads.render_one(h, _again.soup, c, s.size, not info.get('bare', False), s.background or None, s.samples, 'corr' in s.maps)
     t = {k: (v.permute(2, 0, 1) if v.ndim == 3 else v)[None] for k, v in t.items()}
     return t | heads.codes([h], not info.get('bare', False))
 

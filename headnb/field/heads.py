@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['TONES', 'HAIR_COLORS', 'IRIS_COLORS', 'CLOTHES', 'SEG', 'BACKGROUNDS', 'Light', 'HeadParams', 'sample_expression',
-           'sample_light', 'sample_head', 'zbuffer', 'resolve', 'ShadowMap', 'sky_seen', 'Soup', 'posed', 'dressed',
-           'build', 'linear', 'mix', 'blob', 'both', 'skin_tone', 'brow_weight', 'skin', 'eyeball', 'above_collar',
-           'cloth', 'sky_light', 'Samples', 'lambert', 'strands', 'shade', 'background', 'render_one', 'render_heads',
-           'codes']
+           'sample_light', 'sample_head', 'Drawn', 'zbuffer', 'resolve', 'ShadowMap', 'sky_seen', 'Soup', 'posed',
+           'dressed', 'build', 'linear', 'mix', 'blob', 'both', 'skin_tone', 'brow_weight', 'skin', 'eyeball',
+           'above_collar', 'cloth', 'sky_light', 'Samples', 'lambert', 'strands', 'shade', 'background', 'render_one',
+           'render_heads', 'codes']
 
-# %% ../../nbs/2_field/28_heads.ipynb #e91d7e0b
+# %% ../../nbs/2_field/28_heads.ipynb #33c99bf2
 import functools, math, random
 from dataclasses import dataclass, field, replace
 import torch
@@ -21,7 +21,7 @@ from .raster import vertex_normals, _warp
 from .hair import (CENTRE, STYLES, HATS, GLASSES, BEARDS, MATERIALS, MATERIAL, Scalp, style, hair, hat, glasses, beard, beard_mask, above_rim,
                                noise1, noise3, line_table, smoothstep, curve, turn)
 
-# %% ../../nbs/2_field/28_heads.ipynb #62028563
+# %% ../../nbs/2_field/28_heads.ipynb #a53fb749
 @dataclass(frozen=True)
 class Light:
     "Sky and a lamp."
@@ -73,7 +73,7 @@ class HeadParams:
     background: str = 'gradient'             # gradient, noise, plain, white
     background_seed: int = 0
 
-# %% ../../nbs/2_field/28_heads.ipynb #99ecd7f6
+# %% ../../nbs/2_field/28_heads.ipynb #ec26d4f7
 _rgb = lambda text: tuple(int(text[i:i+2], 16)/255 for i in (0, 2, 4))
 TONES = tuple(map(_rgb, 'e8c9b4 e0ba9d d6a684 c49068 ac7750 88583b 623e2a 402819'.split()))
 HAIR_COLORS = {k: _rgb(v) for k, v in dict(black='120f0e', dark='2c1e16', brown='4e3220', chestnut='683a24', auburn='7a341c', red='a84e22', dirty='927048', blonde='ceaa6e', platinum='e8d6b2',
@@ -85,7 +85,7 @@ CLOTHES = ('crew', 'vneck', 'turtle', 'stripes', 'check', 'bare')
 @functools.lru_cache
 def _rig(): return load_head()
 
-# %% ../../nbs/2_field/28_heads.ipynb #619324dc
+# %% ../../nbs/2_field/28_heads.ipynb #0cd89d8b
 _MOODS = ('mouthFrown', 'mouthPucker', 'mouthFunnel', 'jawOpen', 'mouthPress', 'mouthShrugLower', 'browDown', 'browInnerUp', 'noseSneer', 'cheekPuff')
 
 def sample_expression(r): # random.Random -> 52 weights
@@ -102,7 +102,7 @@ def sample_expression(r): # random.Random -> 52 weights
     if r.random() < .25: put(r.choice(('eyeSquint', 'eyeWide', 'eyeBlink')), r.uniform(.1, .6))
     return tuple(w)
 
-# %% ../../nbs/2_field/28_heads.ipynb #479b5b5d
+# %% ../../nbs/2_field/28_heads.ipynb #47b00c85
 def sample_light(r): # random.Random -> Light
     "A sky that is brighter above, and a lamp in front or at a side."
     a, amb, u, g = r.uniform(-1.1, 1.1), r.uniform(.3, .68), r.uniform, r.gauss
@@ -116,7 +116,7 @@ def _calm(r): # a colour that is not loud
     c, k = [r.uniform(.05, .9) for _ in range(3)], r.uniform(.2, .8)
     return tuple(sum(c)/3 + (x - sum(c)/3)*k for x in c)
 
-# %% ../../nbs/2_field/28_heads.ipynb #83049521
+# %% ../../nbs/2_field/28_heads.ipynb #e6c81a6d
 def _hair_colors(r, tone): # -> hair, tips, brows, natural?
     pool = ['black', 'black', 'dark', 'dark', 'blonde', 'grey'] if tone > .6 and r.random() < .85 else \
            ['black', 'black', 'dark', 'dark', 'dark', 'brown', 'brown', 'brown', 'chestnut', 'auburn', 'red', 'dirty', 'blonde', 'blonde', 'platinum', 'grey', 'white', r.choice(('blue', 'pink', 'green', 'purple'))]
@@ -149,14 +149,14 @@ def sample_head(seed,               # any integer: the same seed is the same per
         r.choice(tuple(HATS)) if hats and r.random() < .12 else 'none', _calm(r), r.choice(('crew', 'crew', 'vneck', 'turtle', 'stripes', 'check', 'bare')), _calm(r), _calm(r),
         sample_light(r), r.choice(('gradient', 'noise', 'noise', 'plain')), seed)
 
-# %% ../../nbs/2_field/28_heads.ipynb #f6c04eca
+# %% ../../nbs/2_field/28_heads.ipynb #1d46580e
 @functools.cache
 def _kernel():
     "One thread a triangle."
     wp = _warp()
     @wp.kernel
     def splat(P: wp.array(dtype=wp.vec3), E: wp.array(dtype=float), Q: wp.array(dtype=wp.vec2), faces: wp.array(dtype=wp.vec3i), table: wp.array(dtype=float),
-              first: int, cull: int, amp: float, strands: float, w: int, h: int, key: wp.array(dtype=wp.int64)):
+              first: int, cull: int, strands: float, w: int, h: int, key: wp.array(dtype=wp.int64)):
         f = first + wp.tid()
         t = faces[f]
         a = P[t[0]]
@@ -164,14 +164,14 @@ def _kernel():
         c = P[t[2]]
         area = (b[0]-a[0])*(c[1]-a[1]) - (b[1]-a[1])*(c[0]-a[0])
         e = wp.vec3(E[t[0]], E[t[1]], E[t[2]])
-        if (cull == 1 and area >= 0.0) or wp.abs(area) < 1.0e-9 or wp.min(wp.min(a[2], b[2]), c[2]) <= 0.0 or wp.max(e) < -amp:
+        if (cull == 1 and area >= 0.0) or wp.abs(area) < 1.0e-9 or wp.min(wp.min(a[2], b[2]), c[2]) <= 0.0 or wp.max(e) < -1.0:
             return
         x0 = wp.max(int(wp.ceil(wp.min(wp.min(a[0], b[0]), c[0]) - 0.5)), 0)
         x1 = wp.min(int(wp.floor(wp.max(wp.max(a[0], b[0]), c[0]) - 0.5)), w - 1)
         y0 = wp.max(int(wp.ceil(wp.min(wp.min(a[1], b[1]), c[1]) - 0.5)), 0)
         y1 = wp.min(int(wp.floor(wp.max(wp.max(a[1], b[1]), c[1]) - 0.5)), h - 1)
         r = 1.0/area
-        frayed = wp.min(e) < amp
+        frayed = wp.min(e) < 1.0
         for y in range(y0, y1 + 1):
             for x in range(x0, x1 + 1):
                 px = float(x) + 0.5
@@ -186,27 +186,35 @@ def _kernel():
                         n = (wp.atan2(q[0], q[1])*0.15915494 + 1.0)*strands
                         i = int(wp.floor(n))
                         n = wp.lerp(table[i % 1024], table[(i + 1) % 1024], n - float(i))
-                        if u*e[0] + v*e[1] + s*e[2] + (2.0*n - 1.0)*amp < 0.0:
+                        if u*e[0] + v*e[1] + s*e[2] + (2.0*n - 1.0) < 0.0:
                             keep = 0
                     if keep == 1:
                         z = u*a[2] + v*b[2] + s*c[2]
                         wp.atomic_max(key, y*w + x, (wp.int64(z*1073741824.0) << wp.int64(32)) | wp.int64(f + 1))
     return splat
 
-# %% ../../nbs/2_field/28_heads.ipynb #b1760698
-def zbuffer(key,           # [h*w] int64, changed in place: 0 is nothing, else nearness*2^30 in the upper 32 bits, triangle + 1 in the lower
-            P,             # [v,3] column, row (in samples), nearness (larger wins, below 2; 1/z is exact between vertices)
-            faces,         # [f,3] int32
-            e, q,          # [v] edge distance; [v,2] strand position
-            span,          # (first triangle, how many)
-            width,         # samples of a row
-            cull=False,    # ignore triangles seen from behind
-            amp=0., strands=160.): # how frayed the edge is, world units; noise values around the turn
+# %% ../../nbs/2_field/28_heads.ipynb #d49614b9
+class Drawn:
+    "Triangles and what cuts them, ready for the kernel."
+    def __init__(self, faces, # [f,3] int32
+                 e, q):       # [v] edge distance in units of the fray: cut below -1, whole above 1; [v,2] strand position
+        t = _warp().from_torch
+        self.faces, self.keep = faces, (e, q)
+        self.arrays = t(e), t(q, dtype=_warp().vec2), t(faces, dtype=_warp().vec3i), t(line_table().to(e.device))
+
+
+def zbuffer(key,          # [h*w] int64, changed in place: 0 is nothing, else nearness*2^30 in the upper 32 bits, triangle + 1 in the lower
+            P,            # [v,3] column, row (in samples), nearness (larger wins, below 2; 1/z is exact between vertices)
+            drawn,        # Drawn
+            span,         # (first triangle, how many)
+            width,        # samples of a row
+            cull=False,   # ignore triangles seen from behind
+            strands=160): # noise values around the turn
     "Draw triangles."
     if span[1] <= 0: return
     wp = _warp()
-    t = wp.from_torch
-    wp.launch(_kernel(), span[1], [t(P, dtype=wp.vec3), t(e), t(q, dtype=wp.vec2), t(faces, dtype=wp.vec3i), t(line_table().to(P.device)), span[0], int(cull), float(amp), float(strands), width, len(key)//width, t(key)], device=t(P).device)
+    P, k = wp.from_torch(P, dtype=wp.vec3), wp.from_torch(key)
+    wp.launch(_kernel(), span[1], [P, *drawn.arrays, span[0], int(cull), float(strands), width, len(key)//width, k], device=P.device)
 
 
 def resolve(key,       # [h*w] as `zbuffer` leaves it
@@ -223,10 +231,10 @@ def resolve(key,       # [h*w] as `zbuffer` leaves it
     w = torch.stack([u*az, v*bz, (1 - u - v)*cz], 1)
     return hit, f, corner, w/w.sum(1, keepdim=True)
 
-# %% ../../nbs/2_field/28_heads.ipynb #ac212910
+# %% ../../nbs/2_field/28_heads.ipynb #5819f9f5
 class ShadowMap:
     "What a far lamp sees."
-    def __init__(self, v, faces, e, q, spans,   # spans: ((first, count), fray, strands)
+    def __init__(self, v, drawn, count,         # [v,3]; Drawn, how many of its triangles cast shadows
                  to_lamp,                       # [3]
                  n=192, half=.42):              # samples and half width of the map, world units
         d = normalize(torch.as_tensor(to_lamp, dtype=torch.float32), dim=0)
@@ -234,7 +242,7 @@ class ShadowMap:
         self.axes, self.n, self.half = torch.stack([s, torch.linalg.cross(d, s), d], 1), n, half
         p, key = v@self.axes/(2*half) + .5, torch.zeros(n*n, dtype=torch.int64)
         P = torch.cat([p[:, :2]*n, p[:, 2:].clamp(.01, 1.9)], 1)
-        for span, amp, strands in spans: zbuffer(key, P, faces, e, q, span, n, amp=amp, strands=strands)
+        zbuffer(key, P, drawn, (0, count), n)
         self.near = (key >> 32).float()/2**30
 
     def lit(self, p,                            # [k,3] points
@@ -248,19 +256,20 @@ class ShadowMap:
             out = out + (self.near[i[:, 1]*self.n + i[:, 0]] <= z).float()
         return out/len(taps)
 
-# %% ../../nbs/2_field/28_heads.ipynb #02b3c8fc
+# %% ../../nbs/2_field/28_heads.ipynb #be91a1eb
 def sky_seen(v, faces, k=64): # [v,3], [f,3] int32 -> [v] 0..1
     "Cosine-weighted share of the sky that each vertex sees."
+    drawn = Drawn(faces, torch.ones(len(v)), torch.zeros(len(v), 2))
     n, num, den = vertex_normals(v[None], faces.long())[0], torch.zeros(len(v)), torch.full((len(v),), 1e-6)
     for i in range(k):
         z, a = 1 - 2*(i + .5)/k, i*2.399963                                     # golden spiral
         d = torch.tensor([math.cos(a)*math.sqrt(1 - z*z), z, math.sin(a)*math.sqrt(1 - z*z)])
         cos = (n@d).clamp(min=0)
-        num += cos*ShadowMap(v, faces, torch.ones(len(v)), torch.zeros(len(v), 2), [((0, len(faces)), 0., 1.)], d, 160, .62).lit(v + n*.004, .004, 0)
+        num += cos*ShadowMap(v, drawn, len(faces), d, 160, .62).lit(v + n*.004, .004, 0)
         den += cos
     return num/den
 
-# %% ../../nbs/2_field/28_heads.ipynb #aee16039
+# %% ../../nbs/2_field/28_heads.ipynb #fe1b2158
 def _incident(faces, n): # [f,3] -> [n,k] triangles around each vertex, padded with f
     vertex, order = faces.flatten().sort(stable=True)
     first = torch.searchsorted(vertex, torch.arange(n))
@@ -295,17 +304,16 @@ def _template():
     skin = rig.faces[torch.as_tensor(d['face_part'].astype('int64')).sub(1.5).abs() < 1]                         # neck and face
     return dict(v=v, faces=faces, around=_incident(faces, len(v)), kind=face_part, fixed=fixed, scalp=scalp, eyes=eyes, lip=mask['lip'], skin=skin)
 
-# %% ../../nbs/2_field/28_heads.ipynb #d13996bd
+# %% ../../nbs/2_field/28_heads.ipynb #c938366b
 @dataclass
 class Soup:
     "Triangles of one person."
     v: torch.Tensor       # [v,3]
     faces: torch.Tensor   # [f,3] int32
     attr: torch.Tensor    # [v,12]
-    e: torch.Tensor       # [v]
-    q: torch.Tensor       # [v,2]
+    drawn: Drawn          # for the z-buffer
     kind: torch.Tensor    # [f] index of MATERIALS
-    spans: list           # ((first triangle, count), fray, strands): head first
+    ends: tuple           # triangles of the head; with what is worn; with the hair: in this order
     landmarks: torch.Tensor # [70,3]
 
 
@@ -319,7 +327,7 @@ def posed(h): # HeadParams -> vertices [v,3], the same at rest and without expre
     R, J = rotation(torch.tensor(h.neck)), joints[0, 1]
     return v[0], rig.shaped(shape)[0], R, J - R@J
 
-# %% ../../nbs/2_field/28_heads.ipynb #85e8413f
+# %% ../../nbs/2_field/28_heads.ipynb #41e51566
 def dressed(h, v, rest, R, shift): # HeadParams and what `posed` gives -> [Sheet, ...]
     "Hair, hat, glasses and beard, moved with the head."
     T, rng, st = _template(), random.Random(h.seed*7919 + 13), style(h.hair)
@@ -332,22 +340,23 @@ def dressed(h, v, rest, R, shift): # HeadParams and what `posed` gives -> [Sheet
     if h.beard != 'none': sheets += beard(T['v'], v, _head_normals(v, T), T['skin'], T['lip'], h.beard, h.beard_length)
     return sheets
 
-# %% ../../nbs/2_field/28_heads.ipynb #117c2cdf
+# %% ../../nbs/2_field/28_heads.ipynb #26a2a7e8
 def build(h): # HeadParams -> Soup
     "All triangles of a person."
-    T, (v, rest, R, shift), st = _template(), posed(h), style(h.hair)
-    n = _head_normals(v, T)
-    vs, fs, at, es, kinds, spans = [v], [T['faces']], [torch.cat([n, T['fixed']], 1)], [torch.ones(len(v))], [T['kind']], [((0, len(T['faces'])), 0., 1.)]
-    nv, nf = len(v), len(T['faces'])
-    for s in dressed(h, v, rest, R, shift):
-        fray = dict(hair=(st.feather, st.strands), beard=(.3, 220)).get(MATERIALS[s.kind], (0., 1))
-        vs.append(s.v); fs.append(s.f + nv); es.append(s.e); kinds.append(torch.full((len(s.f),), s.kind)); spans.append(((nf, len(s.f)), *fray))
+    T, (v, rest, R, shift), fray = _template(), posed(h), style(h.hair).feather
+    vs, fs, at, es, kinds = [v], [T['faces']], [torch.cat([_head_normals(v, T), T['fixed']], 1)], [torch.full((len(v),), 9.)], [T['kind']]
+    nv, worn = len(v), lambda s: s.kind in (MATERIAL['hair'], MATERIAL['band'])
+    sheets = sorted(dressed(h, v, rest, R, shift), key=worn)                       # hair last: leave it out, and the person is bald
+    for s in sheets:
+        vs.append(s.v); fs.append(s.f + nv); kinds.append(torch.full((len(s.f),), s.kind))
+        es.append(s.e/{'hair': fray, 'beard': .3}.get(MATERIALS[s.kind], .0005))
         at.append(torch.cat([s.n, s.q, s.t, s.b[:, None], s.ao[:, None], 0*s.b[:, None]], 1))
-        nv, nf = nv + len(s.v), nf + len(s.f)
-    attr = torch.cat(at)
-    return Soup(torch.cat(vs), torch.cat(fs).int(), attr, torch.cat(es), attr[:, 3:5].contiguous(), torch.cat(kinds), spans, _rig().landmarks(v[None])[0])
+        nv += len(s.v)
+    n = [len(T['faces']), sum(len(s.f) for s in sheets if not worn(s)), sum(len(s.f) for s in sheets if worn(s))]
+    attr, faces = torch.cat(at), torch.cat(fs).int()
+    return Soup(torch.cat(vs), faces, attr, Drawn(faces, torch.cat(es), attr[:, 3:5].contiguous()), torch.cat(kinds), (n[0], n[0] + n[1], sum(n)), _rig().landmarks(v[None])[0])
 
-# %% ../../nbs/2_field/28_heads.ipynb #1aecc7de
+# %% ../../nbs/2_field/28_heads.ipynb #70cea3fa
 def linear(c): # sRGB 0..1 -> linear light
     return torch.as_tensor(c, dtype=torch.float32)**2.2
 
@@ -369,7 +378,7 @@ def skin_tone(t): # 0..1 -> linear RGB
     i = min(int(x), len(TONES) - 2)
     return torch.lerp(linear(TONES[i]), linear(TONES[i+1]), x - i)
 
-# %% ../../nbs/2_field/28_heads.ipynb #5a1e842a
+# %% ../../nbs/2_field/28_heads.ipynb #66d72337
 def brow_weight(p, h): # [k,3] template positions -> 0..1
     "Brows."
     height, arch, width, density, tilt = h.brow
@@ -380,7 +389,7 @@ def brow_weight(p, h): # [k,3] template positions -> 0..1
     hairs = noise3(torch.stack([p[:, 0]*1.6 - p[:, 1]*1.2*side, p[:, 1]*.7, p[:, 2]*.2], 1), 140.)[:, 0]
     return smoothstep(-.5, .9, d + hairs - .5)*smoothstep(-.06, .10, u)*smoothstep(1.06, .8, u)*density
 
-# %% ../../nbs/2_field/28_heads.ipynb #effc28a4
+# %% ../../nbs/2_field/28_heads.ipynb #893a53f3
 def _paint_scalp(a, p, ear, n, n2, h, st): # hair colour of the scalp itself
     front = torch.atan2(p[:, 0], p[:, 2] - CENTRE[2]).rad2deg().abs()
     e = p[:, 1] - curve(front, st.hairline)
@@ -415,7 +424,7 @@ def skin(p,        # [k,3] template positions
     a = mix(a, linear(h.brow_color), brow)
     return (_paint_scalp(a, p, ear, n, n2, h, st) if st.paint else a), brow
 
-# %% ../../nbs/2_field/28_heads.ipynb #9186cc53
+# %% ../../nbs/2_field/28_heads.ipynb #e319fb96
 def eyeball(d, h): # [k,3] directions in the eye's frame -> linear albedo [k,3]
     "The colour of an eye."
     d = normalize(d, dim=1)
@@ -441,7 +450,7 @@ def cloth(p, h): # -> linear albedo [k,3], bumps [k,3]
     if h.cloth == 'check': c = mix(c, d, .5*smoothstep(-.2, .2, torch.sin(p[:, 1]*180)) + .5*smoothstep(-.2, .2, torch.sin(p[:, 0]*180)))
     return c*(.85 + .3*n[:, 3:]), n[:, :3]
 
-# %% ../../nbs/2_field/28_heads.ipynb #7f822956
+# %% ../../nbs/2_field/28_heads.ipynb #a1862818
 def sky_light(n, sky): # [k,3] normals; nine RGB triples -> [k,3]
     "Second-order spherical harmonics (unnormalised)."
     x, y, z = n.unbind(1)
@@ -456,7 +465,7 @@ class Samples:
 
     def __getitem__(self, i): return Samples(*(getattr(self, k)[i] for k in self.__dataclass_fields__))
 
-# %% ../../nbs/2_field/28_heads.ipynb #8a50c180
+# %% ../../nbs/2_field/28_heads.ipynb #3ee4f786
 def lambert(a, s,         # [k,3] albedo; Samples
             light, wrap=(0., 0., 0.), spec=None, power=30.): # spec: None, number or [k]
     "Sky, lamp and a soft highlight."
@@ -468,7 +477,7 @@ def lambert(a, s,         # [k,3] albedo; Samples
     fresnel = .04 + .96*(1 - (s.view*h).sum(1).clamp(0, 1))**5
     return c + key*(25*spec*fresnel*(s.n*h).sum(1).clamp(0, 1)**power*s.lit*(nl > 0))[:, None]
 
-# %% ../../nbs/2_field/28_heads.ipynb #b51812d7
+# %% ../../nbs/2_field/28_heads.ipynb #04c814e0
 def strands(s, h, st): # Samples, HeadParams, Style -> linear RGB [k,3]
     "Hair and beards."
     u, k, light = turn(s.q), int(st.strands), h.light
@@ -485,7 +494,7 @@ def strands(s, h, st): # Samples, HeadParams, Style -> linear RGB [k,3]
     out = c*(sky_light(n, light.sky)*.85*occ[:, None] + key*(diffuse*seen*(.4 + .6*occ))[:, None])
     return out + key*st.shine*((.16*lobe(-.08, 50))[:, None] + 1.6*c*lobe(.12, 12)[:, None])*(seen*occ)[:, None]
 
-# %% ../../nbs/2_field/28_heads.ipynb #b3a1d145
+# %% ../../nbs/2_field/28_heads.ipynb #19e1f436
 SEG = ('background', 'skin', 'brow', 'eye', 'ear', 'lip', 'mouth', 'neck', 'hair', 'beard', 'glasses', 'hat', 'cloth')
 
 def _shade_skin(s, h, st):
@@ -511,7 +520,7 @@ def _shade_mouth(s, h, st):
     a = torch.tensor([(.16, .035, .03), (.72, .68, .58), (.42, .13, .12)])[s.kind - MATERIAL['mouth']]*(.15 + .85*smoothstep(.08, .16, s.q[:, 2]))[:, None]
     return lambert(a, s, h.light, (.2, .1, .1), .12, 40.), 6
 
-# %% ../../nbs/2_field/28_heads.ipynb #363e6f24
+# %% ../../nbs/2_field/28_heads.ipynb #4d03c086
 def _shade_frame(s, h, st):
     mirror = 2*(s.n*s.view).sum(1, keepdim=True)*s.n - s.view
     lens = (s.kind == MATERIAL['lens'])[:, None]
@@ -531,7 +540,7 @@ def _shade_hat(s, h, st):
 def _shade_hair(s, h, st): return strands(s, h, st), torch.where(s.kind == MATERIAL['beard'], 9, 8)
 def _shade_band(s, h, st): return lambert(linear(h.hat_color)*.8, s, h.light), 8
 
-# %% ../../nbs/2_field/28_heads.ipynb #337f7ec1
+# %% ../../nbs/2_field/28_heads.ipynb #0c3bd3d3
 _SHADERS = (_shade_skin, _shade_cloth, _shade_eye, _shade_mouth, _shade_hair, _shade_frame, _shade_hat, _shade_band)
 _SHADER_OF = dict(eyeball=2, mouth=3, teeth=3, tongue=3, hair=4, beard=4, frame=5, lens=5, hat=6, band=7)   # the other parts: skin, or cloth below the collar
 
@@ -552,7 +561,7 @@ def shade(s, h, st): # Samples, HeadParams, Style -> linear RGB [k,3], part labe
     back[order] = torch.arange(len(order))
     return color[back], seg[back]
 
-# %% ../../nbs/2_field/28_heads.ipynb #6259f642
+# %% ../../nbs/2_field/28_heads.ipynb #258968b6
 BACKGROUNDS = ('gradient', 'noise', 'plain', 'white')
 
 def background(kind, seed, size): # one of BACKGROUNDS; integer; pixels -> sRGB [size,size,3]
@@ -570,23 +579,19 @@ def background(kind, seed, size): # one of BACKGROUNDS; integer; pixels -> sRGB 
     z = .5*c.mean(0) + .5*dull(torch.rand(k, k, 3, generator=g)*.8, .8*loud)
     return interpolate(z.permute(2, 0, 1)[None], size=(size, size), mode='bicubic', align_corners=True)[0].permute(1, 2, 0).clamp(0, 1)
 
-# %% ../../nbs/2_field/28_heads.ipynb #e728a9f9
-def _draw(soup, c, S, hair): # [25]; samples of a side -> P, key, key of the bald head, origin [3]
+# %% ../../nbs/2_field/28_heads.ipynb #7942bd29
+def _draw(soup, c, S, hair, strands): # [25]; samples of a side; with hair?; noise values around a turn -> P, key, key of the bald head, origin [3]
     (M,), (K,) = split_label(c)
     x = (soup.v - M[:3, 3])@M[:3, :3]
     uv = x@K.T
     P = torch.cat([uv[:, :2]/uv[:, 2:]*S, 1/x[:, 2:]], 1)
     key = torch.zeros(S*S, dtype=torch.int64)
-    zbuffer(key, P, soup.faces, soup.e, soup.q, soup.spans[0][0], S, cull=True)
+    zbuffer(key, P, soup.drawn, (0, soup.ends[0]), S, cull=True)
     bald = key.clone()
-    for span, amp, strands in _worn(soup, hair): zbuffer(key, P, soup.faces, soup.e, soup.q, span, S, amp=amp, strands=strands)
+    zbuffer(key, P, soup.drawn, (soup.ends[0], soup.ends[1 + hair] - soup.ends[0]), S, strands=strands)
     return P, key, bald, M[:3, 3]
 
-
-def _worn(soup, hair): # spans of what is worn
-    return [s for s in soup.spans[1:] if hair or int(soup.kind[s[0][0]]) not in (MATERIAL['hair'], MATERIAL['band'])]
-
-# %% ../../nbs/2_field/28_heads.ipynb #2a421951
+# %% ../../nbs/2_field/28_heads.ipynb #01f8e1bb
 def _landmarks(soup, c, key, S): # -> uv [68,2], visible [68]
     (M,), (K,) = split_label(c)
     x = (soup.landmarks[:68] - M[:3, 3])@M[:3, :3]
@@ -603,16 +608,16 @@ def _pool(x, hit, S, k): # [n,ch] at samples -> mean [S/k,S/k,ch]
     full[hit] = x
     return full.view(S//k, k, S//k, k, -1).mean((1, 3))
 
-# %% ../../nbs/2_field/28_heads.ipynb #b61f77fb
+# %% ../../nbs/2_field/28_heads.ipynb #99a5b1c2
 def render_one(h, soup, c, size,       # HeadParams, Soup, [25], pixels
                hair=True,              # False: the same head without hair
                backdrop=None,          # one of BACKGROUNDS; None: the person's own
                samples=2,              # per side of a pixel
-               truth=True):            # False: image, mask and depth only
+               corr=True):             # False: without the correspondence map
     "One picture, [h,w,...] each; see `render_heads`."
     S, st = size*samples, style(h.hair)
     if not hair: st = replace(st, paint=0.)
-    P, key, bald, o = _draw(soup, c, S, hair)
+    P, key, bald, o = _draw(soup, c, S, hair, st.strands)
     hit, f, corner, w = resolve(key, P, soup.faces, S)
     kind, x = soup.kind[f], embedding_bag(corner, torch.cat([soup.v, soup.attr], 1), per_sample_weights=w, mode='sum')
     pos, n, q, t, b, ao, torso = x.split([3, 3, 3, 3, 1, 1, 1], 1)
@@ -620,45 +625,45 @@ def render_one(h, soup, c, size,       # HeadParams, Soup, [25], pixels
     dist = to_eye.norm(dim=1, keepdim=True)
     back = (n*to_eye).sum(1) < 0
     n = torch.where(back[:, None], -n, n)
-    lamp = ShadowMap(soup.v, soup.faces, soup.e, soup.q, soup.spans[:1] + _worn(soup, hair), h.light.key)
+    lamp = ShadowMap(soup.v, soup.drawn, soup.ends[1 + hair], h.light.key)
     color, seg = shade(Samples(q, t, b[:, 0], ao[:, 0], torso[:, 0], n, to_eye/dist, pos, lamp.lit(pos + n*.003), back, kind), h, st)
     m = _pool(torch.cat([color, n, dist, torch.ones_like(dist)], 1), hit, S, samples)
     mask = m[..., 7:]
     m = m/mask.clamp(min=1e-6)
     fore = (1.06*(1 - torch.exp(-1.35*m[..., :3])))                                     # film: bright parts roll off
     back = background(backdrop or h.background, h.background_seed, size)**2.2
-    out = dict(image=(fore*mask + back*(1 - mask)).clamp(0, 1)**(1/2.2)*2 - 1, mask=mask, depth=torch.where(mask >= .5, m[..., 6:7], 0.))
-    if not truth: return out
+    out = dict(image=(fore*mask + back*(1 - mask)).clamp(0, 1)**(1/2.2)*2 - 1, mask=mask, depth=torch.where(mask >= .5, m[..., 6:7], 0.), normal=m[..., 3:6]*(mask > 0))
     full = torch.zeros(S*S, dtype=torch.uint8)
     full[hit] = seg
-    hit, f, corner, w = resolve(bald, P, soup.faces, S)
-    corr = _pool(torch.cat([embedding_bag(corner, soup.attr[:, 3:6].contiguous(), per_sample_weights=w, mode='sum'), torch.ones(len(hit), 1)], 1), hit, S, samples)
     uv, visible = _landmarks(soup, c, key, S)
-    return out | dict(normal=m[..., 3:6]*(mask > 0), seg=full.view(size, samples, size, samples)[:, 0, :, 0, None], corr=corr[..., :3]/corr[..., 3:].clamp(min=1e-6), corr_mask=corr[..., 3:], landmarks=uv, visible=visible)
+    out |= dict(seg=full.view(size, samples, size, samples)[:, 0, :, 0, None], landmarks=uv, visible=visible)
+    if not corr: return out
+    hit, f, corner, w = resolve(bald, P, soup.faces, S)
+    x = _pool(torch.cat([embedding_bag(corner, soup.attr[:, 3:6].contiguous(), per_sample_weights=w, mode='sum'), torch.ones(len(hit), 1)], 1), hit, S, samples)
+    return out | dict(corr=x[..., :3]/x[..., 3:].clamp(min=1e-6), corr_mask=x[..., 3:])
 
-# %% ../../nbs/2_field/28_heads.ipynb #a74d7d13
+# %% ../../nbs/2_field/28_heads.ipynb #538e0ffd
 def render_heads(params,               # HeadParams, or one for every camera; neighbours that are the same object share one mesh
                  c,                    # [n,25] cameras
                  size=128,             # pixels
                  hair=True,            # False: the same heads without hair
                  background=None,      # one of BACKGROUNDS; None: each person's own
-                 samples=None,         # per side of a pixel; None: 2, and 3 for pictures up to 64 pixels
-                 truth=True,           # False: image, mask, depth and c only (faster)
+                 samples=2,            # per side of a pixel
+                 corr=True,            # False: without the correspondence map (faster)
                 ):                     # dict, batch first: see the table below
     "Pictures of heads and everything that is true about them."
     c = check_label(c)
     params = [params]*len(c) if isinstance(params, HeadParams) else list(params)
     require(len(params) == len(c), f'{len(params)} heads for {len(c)} cameras; one each, or one for all')
     require(0 < size <= 4096, f'size is {size} pixels')
-    samples = samples or (3 if size <= 64 else 2)
     last, soup, out = None, None, []
     with torch.no_grad():
         for h, ci in zip(params, c):
             if h is not last: soup, last = build(h), h
-            out.append(render_one(h, soup, ci, size, hair, background, samples, truth))
+            out.append(render_one(h, soup, ci, size, hair, background, samples, corr))
     t = {k: torch.stack([o[k] for o in out]) for k in out[0]}
     t = {k: v.permute(0, 3, 1, 2).contiguous() if v.ndim == 4 else v for k, v in t.items()} | dict(c=c)
-    return t | codes(params, hair) if truth else t
+    return t | codes(params, hair)
 
 
 def codes(params, hair=True): # list of HeadParams -> dict of tensors

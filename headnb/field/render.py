@@ -6,14 +6,14 @@
 __all__ = ['PATHS', 'CACHE', 'FAINT', 'interval_weights', 'mean_depth', 'march', 'sample_weights', 'RenderCfg', 'box_limits',
            'limits', 'stratified', 'importance', 'edit_density', 'render', 'randoms']
 
-# %% ../../nbs/2_field/21_render.ipynb #512af7c6
+# %% ../../nbs/2_field/21_render.ipynb #a03a72e5
 import math
 from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from ..base.core import require, suggest
 
-# %% ../../nbs/2_field/21_render.ipynb #224257a8
+# %% ../../nbs/2_field/21_render.ipynb #0bf46d3a
 def interval_weights(sigma, depth, # [...,S] each, depths ascending
                     ):             # [...,S-1]
     "The weight of every interval: opacity times what the intervals before let through."
@@ -22,7 +22,7 @@ def interval_weights(sigma, depth, # [...,S] each, depths ascending
     through = torch.cumprod(1 - alpha + 1e-10, -1)
     return alpha*F.pad(through[..., :-1], (1, 0), value=1.)
 
-# %% ../../nbs/2_field/21_render.ipynb #4aa92871
+# %% ../../nbs/2_field/21_render.ipynb #054b7349
 def mean_depth(dist, total, low, high): # [b,m,1] twice, two numbers
     "sum w t / sum w, clamped; empty rays (0/0) get the largest depth of the call, and a gradient of zero instead of NaN."
     hit = total > 0
@@ -42,12 +42,12 @@ def march(feat, sigma, depth, # [b,m,S,C], [b,m,S,1], [b,m,S,1], sorted by depth
     if white_back: rgb = rgb + 1 - total
     return (2*rgb - 1 if final_map == '2x-1' else rgb), d, w
 
-# %% ../../nbs/2_field/21_render.ipynb #2db848dc
+# %% ../../nbs/2_field/21_render.ipynb #64a1d2b2
 def sample_weights(w): # [...,S-1] weights of intervals -> [...,S] weights of samples
     "Colours are averaged over the ends of an interval, so a sample gets half of both its intervals."
     return (F.pad(w, (1, 0)) + F.pad(w, (0, 1)))/2
 
-# %% ../../nbs/2_field/21_render.ipynb #53f54860
+# %% ../../nbs/2_field/21_render.ipynb #bdc3157e
 @dataclass(frozen=True)
 class RenderCfg:
     "How rays are sampled and summed."
@@ -71,7 +71,7 @@ class RenderCfg:
         require(self.final_map in ('2x-1', 'none'), f"final_map is {self.final_map!r}{suggest(self.final_map, ('2x-1', 'none'))}")
         require(not (auto and self.disparity), "disparity sampling needs fixed limits, not 'auto'")
 
-# %% ../../nbs/2_field/21_render.ipynb #5372e809
+# %% ../../nbs/2_field/21_render.ipynb #9e6eb2ad
 def box_limits(origins, dirs, # [...,3] each
                side: float,   # of the cube around 0
               ):              # entry, exit [...,1]; -1 and -2 where the ray misses
@@ -85,7 +85,7 @@ def box_limits(origins, dirs, # [...,3] each
     t0, t1 = torch.maximum(t0, z0), torch.minimum(t1, z1)
     return torch.where(miss, -1., t0)[..., None], torch.where(miss, -2., t1)[..., None]
 
-# %% ../../nbs/2_field/21_render.ipynb #8992e397
+# %% ../../nbs/2_field/21_render.ipynb #bcee2a9d
 def limits(origins, dirs, cfg): # [b,m,3], [b,m,3], RenderCfg
     "Depth limits of every ray: two numbers, or two tensors [b,m,1] for 'auto'."
     if cfg.near != 'auto': return cfg.near, cfg.far
@@ -95,7 +95,7 @@ def limits(origins, dirs, cfg): # [b,m,3], [b,m,3], RenderCfg
     first, last = t0[hit].min(), t0[hit].max()   # both of the entries: as released
     return torch.where(hit, t0, first), torch.where(hit, t1, last)
 
-# %% ../../nbs/2_field/21_render.ipynb #f87851ff
+# %% ../../nbs/2_field/21_render.ipynb #8f3a8385
 def stratified(near, far,   # numbers or [b,m,1]
                jitter,      # [b,m,S] in [0,1)
                disparity=False,
@@ -108,7 +108,7 @@ def stratified(near, far,   # numbers or [b,m,1]
     step = (far - near)/(n - 1)
     return near + k*step + jitter*step
 
-# %% ../../nbs/2_field/21_render.ipynb #27ec8e19
+# %% ../../nbs/2_field/21_render.ipynb #66a5ffa4
 @torch.no_grad()
 def importance(depth,   # [...,S] coarse depths, ascending
                weights, # [...,S-1] coarse interval weights
@@ -125,7 +125,7 @@ def importance(depth,   # [...,S] coarse depths, ascending
     span = torch.where(c1 - c0 < 1e-5, 1., c1 - c0)
     return b0 + (u - c0)/span*(b1 - b0)
 
-# %% ../../nbs/2_field/21_render.ipynb #fd9cdbfc
+# %% ../../nbs/2_field/21_render.ipynb #8cb55d70
 def edit_density(sigma,  # [...,S] raw
                  x, z,   # [...,S] world coordinates
                  cfg,    # RenderCfg
@@ -139,7 +139,7 @@ def edit_density(sigma,  # [...,S] raw
         sigma = torch.where(low, -1000., 1000. if cfg.binarise else sigma)
     return sigma
 
-# %% ../../nbs/2_field/21_render.ipynb #c395e690
+# %% ../../nbs/2_field/21_render.ipynb #3f94da45
 PATHS = ('auto', 'reference', 'lean', 'fast')
 
 
@@ -181,7 +181,7 @@ def randoms(origins, cfg, deterministic, generator):
         u = torch.rand(b, m, k, generator=generator, **kw).sort(-1)[0]
     return jitter, u if k else None
 
-# %% ../../nbs/2_field/21_render.ipynb #ccbf4c42
+# %% ../../nbs/2_field/21_render.ipynb #2e76c89a
 def _chunks(field, o, d, depth, u, cfg, ray, noise, memory, sums):
     "Rays in chunks of at most `memory` bytes (counted as 1.5 kB a sample); the depth range is that of the whole call."
     if memory is None: memory = 2**62 if torch.is_grad_enabled() else 2**28
@@ -219,7 +219,7 @@ def _sums(look, depth, u):
     mid = lambda a: (a[:, :, 1:] + a[:, :, :-1])/2
     return (w*mid(feat)).sum(2), (w*mid(depth[..., None])).sum(2), w.sum(2), depth.min(), depth.max()
 
-# %% ../../nbs/2_field/21_render.ipynb #994b7962
+# %% ../../nbs/2_field/21_render.ipynb #7dbe7772
 def _inverse(order): # [...,n] permutations
     "Where each sample went."
     return torch.empty_like(order).scatter_(-1, order, torch.arange(order.shape[-1], device=order.device).expand_as(order))
@@ -241,8 +241,8 @@ def _lean_sums(look, depth, u):
     total = add(w, feat) if u is None else add(w[..., :n], feat) + add(w[..., n:], feat2)
     return total, dist, w.sum(-1, keepdim=True), depth.min(), depth.max()
 
-# %% ../../nbs/2_field/21_render.ipynb #04e81b94
-CACHE, FAINT = 1.6e6, 1e-7 # activations of a chunk (6 MB); weights below are not worth a colour
+# %% ../../nbs/2_field/21_render.ipynb #58329518
+CACHE, FAINT = 3.2e6, 1e-7 # activations of a chunk (13 MB); weights below are not worth a colour
 
 
 def _fast_chunks(stages, o, d, depth, u, cfg):
@@ -262,7 +262,7 @@ def _fast_chunks(stages, o, d, depth, u, cfg):
             low.append(lo); high.append(hi)
     return *outs, torch.stack(low).min(), torch.stack(high).max()
 
-# %% ../../nbs/2_field/21_render.ipynb #df826c7c
+# %% ../../nbs/2_field/21_render.ipynb #73e2f91d
 def _fast_sums(stage, o, d, depth, u, cfg):
     "One chunk of one sample; o and d are [3,r]."
     def density(t, memo):

@@ -6,7 +6,7 @@
 __all__ = ['OFF', 'SYM6', 'SPARE', 'matrices', 'translation', 'scaling', 'rotation', 'ADACfg', 'Draws', 'geometry', 'margins',
            'warp', 'colour', 'recolour', 'ADA']
 
-# %% ../../nbs/3_gan/32_augment.ipynb #d770db62
+# %% ../../nbs/3_gan/32_augment.ipynb #ceacd7b0
 import math
 from dataclasses import dataclass
 import torch
@@ -15,7 +15,7 @@ from torch import nn
 from ..base.core import require
 from ..nets.ops import make_filter, resize, upfirdn2d, upsample2d
 
-# %% ../../nbs/3_gan/32_augment.ipynb #2929de38
+# %% ../../nbs/3_gan/32_augment.ipynb #b7311f8a
 def matrices(
     *rows # of numbers or [n] tensors, at least one tensor
 ):        # [n,len(rows),len(rows)]
@@ -27,7 +27,7 @@ def translation(x, y): return matrices([1, 0, x], [0, 1, y], [0, 0, 1])         
 def scaling(x, y): return matrices([x, 0, 0], [0, y, 0], [0, 0, 1])                                    # [n], [n] -> [n,3,3]
 def rotation(t): return matrices([t.cos(), -t.sin(), 0], [t.sin(), t.cos(), 0], [0, 0, 1])             # radians [n] -> [n,3,3]
 
-# %% ../../nbs/3_gan/32_augment.ipynb #89a36070
+# %% ../../nbs/3_gan/32_augment.ipynb #9457963b
 @dataclass(frozen=True)
 class ADACfg:
     "Strength of each transform (1: on, 0: off, multiplies p) and the controller."
@@ -47,7 +47,7 @@ class ADACfg:
     interval: int = 4       # batches between adjustments
     kimg: float = 500.      # thousands of images in which p may grow by one; 100 when resuming
 
-# %% ../../nbs/3_gan/32_augment.ipynb #e191cf4c
+# %% ../../nbs/3_gan/32_augment.ipynb #83192a5a
 class Draws:
     "The numbers of one call: n samples, selected with probability p times a strength."
     def __init__(self,
@@ -74,7 +74,7 @@ class Draws:
         hit = torch.rand(self.n, device=self.p.device, generator=self.generator) < chance
         return torch.where(hit, value, torch.full_like(value, neutral))
 
-# %% ../../nbs/3_gan/32_augment.ipynb #9399c9cd
+# %% ../../nbs/3_gan/32_augment.ipynb #404b1435
 def geometry(
     d: Draws,        # the numbers
     cfg: ADACfg, # strengths
@@ -100,7 +100,7 @@ def geometry(
 
 OFF = ADACfg(*[0.]*12) # nothing selected: a base to switch single transforms on
 
-# %% ../../nbs/3_gan/32_augment.ipynb #269bd47d
+# %% ../../nbs/3_gan/32_augment.ipynb #db7d14ce
 SYM6 = (0.015404109327027373, 0.0034907120842174702, -0.11799011114819057, -0.048311742585633, 0.4910559419267466, 0.787641141030194,
         0.3379294217276218, -0.07263752278646252, -0.021060292512300564, 0.04472490177066578, 0.0017677118642428036, -0.007800708325034148)
 SPARE = len(SYM6)//4 # output pixels computed beyond each side and cut off by the halving filter
@@ -116,7 +116,7 @@ def margins(
     side = reach.new_tensor([w-1, h-1]*2)
     return (reach - reach.new_tensor([x, y]*2)).clamp(min=0).minimum(side).ceil().int().tolist()
 
-# %% ../../nbs/3_gan/32_augment.ipynb #fde84b03
+# %% ../../nbs/3_gan/32_augment.ipynb #dd949a5b
 def warp(
     x: torch.Tensor, # [n,c,h,w]
     G: torch.Tensor  # [n,3,3], output pixel to input pixel
@@ -137,7 +137,7 @@ def warp(
     cut = (len(SYM6)-1)//2 - 2*SPARE
     return upfirdn2d(x, f, down=2, pad=(cut, cut), correlate=True)
 
-# %% ../../nbs/3_gan/32_augment.ipynb #9b56b0ca
+# %% ../../nbs/3_gan/32_augment.ipynb #9a7fa7db
 def colour(
     d: Draws,       # the numbers
     cfg: ADACfg # strengths
@@ -167,7 +167,7 @@ def recolour(
     y = C[:, :3, :3] @ x.reshape(n, c//3, 3, h*w).transpose(1, 2).reshape(n, 3, -1) + C[:, :3, 3:]
     return y.reshape(n, 3, c//3, h, w).transpose(1, 2).reshape(n, c, h, w)
 
-# %% ../../nbs/3_gan/32_augment.ipynb #036439af
+# %% ../../nbs/3_gan/32_augment.ipynb #d653885a
 class ADA(nn.Module):
     "batch -> batch with image (and raw) transformed; real and fake batches alike."
     def __init__(self,

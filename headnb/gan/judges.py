@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['IDENTITY', 'ACCESSORIES', 'FACE_ANGLE', 'TERMS', 'person', 'camera_to_head', 'axis_rotation', 'angles',
            'judge_record', 'judge_camera', 'render_people', 'read_judge_set', 'JudgeCfg', 'Residual', 'JudgeNet',
-           'soft_argmax', 'orthonormal', 'identity_loss', 'judge_losses', 'worsen', 'FitCfg', 'fit', 'train_step',
-           'auc', 'pair_auc', 'intersection_over_union', 'rotation_angle', 'measure', 'standardise_features',
-           'save_judge', 'FeatureNet', 'Judges', 'load_judges', 'check_on_samples']
+           'soft_argmax', 'orthonormal', 'identity_loss', 'judge_losses', 'worsen', 'FitCfg', 'fit', 'twins',
+           'train_step', 'auc', 'pair_auc', 'intersection_over_union', 'rotation_angle', 'measure',
+           'standardise_features', 'save_judge', 'FeatureNet', 'Judges', 'load_judges', 'check_on_samples']
 
-# %% ../../nbs/3_gan/33_judges.ipynb #eb4407b6
+# %% ../../nbs/3_gan/33_judges.ipynb #47e8b2ab
 import copy, json, math, random
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from ..base.core import asset_path, from_dict, progress, require, sha256_of, sug
 from ..field.hair import STYLES
 from ..field.heads import SEG, render_heads, sample_head
 
-# %% ../../nbs/3_gan/33_judges.ipynb #786d191f
+# %% ../../nbs/3_gan/33_judges.ipynb #e368b57e
 IDENTITY = 'shape tone freckles blotch age lip lip_strength brow iris'.split()   # what stays when a person is seen again
 ACCESSORIES = ('none', 'glasses', 'hat', 'glasses and hat')
 
@@ -35,7 +35,7 @@ def person(identity: int, variant: int):  # any integers; -> HeadParams
     white = dict(background='white') if r.random() < .15 else {}
     return replace(day, **{k: getattr(me, k) for k in IDENTITY}, **white)
 
-# %% ../../nbs/3_gan/33_judges.ipynb #b4c293aa
+# %% ../../nbs/3_gan/33_judges.ipynb #e40ffdf1
 FACE_ANGLE = 75.   # degrees from the front up to which a face counts as visible
 
 
@@ -60,7 +60,7 @@ def angles(rotation,   # [n,3,3] camera to head
     r = rotation.float()
     return torch.atan2(-r[:, 0, 2], -r[:, 2, 2]), (-r[:, 1, 2]).clamp(-1, 1).asin(), torch.atan2(r[:, 1, 0], -r[:, 1, 1])
 
-# %% ../../nbs/3_gan/33_judges.ipynb #8392ed71
+# %% ../../nbs/3_gan/33_judges.ipynb #11c0843d
 def judge_record(truth: dict,   # of rendered heads, as `render_heads` returns it
                  identity,      # [n] integers
                  size: int = 64,
@@ -111,7 +111,7 @@ def read_judge_set(folder,) -> dict:  # folder of `*.safetensors` shards
     rows = [load_file(s) for s in shards]
     return {k: torch.cat([r[k] for r in rows]) for k in rows[0]}
 
-# %% ../../nbs/3_gan/33_judges.ipynb #9f402930
+# %% ../../nbs/3_gan/33_judges.ipynb #73f254f8
 @dataclass(frozen=True)
 class JudgeCfg:
     "What a judge looks for; names travel with the weights."
@@ -181,7 +181,7 @@ class JudgeNet(nn.Module):
         vectors = dict(zip(self.sizes, self.vector(F.relu(self.hidden(flat))).split(list(self.sizes.values()), 1)))
         return dict(features=self._pool(stages), identity=F.normalize(self.identity(flat), dim=1), parts=seg, landmarks=soft_argmax(self.spots(half)), **{**vectors, 'rotation': orthonormal(vectors['rotation']), 'front': vectors['front'][:, 0]})
 
-# %% ../../nbs/3_gan/33_judges.ipynb #71367ad3
+# %% ../../nbs/3_gan/33_judges.ipynb #512ca740
 def soft_argmax(maps,):  # [n,k,h,w] -> [n,k,2]: x, y in 0..1 of the image
     "Centre of mass of the softmax of each map."
     n, k, h, w = maps.shape
@@ -197,7 +197,7 @@ def orthonormal(six,):  # [n,6] -> rotation [n,3,3], columns from Gram-Schmidt
     b = F.normalize(b-(a*b).sum(1, keepdim=True)*a, dim=1)
     return torch.stack([a, b, torch.linalg.cross(a, b)], -1)
 
-# %% ../../nbs/3_gan/33_judges.ipynb #032e38b1
+# %% ../../nbs/3_gan/33_judges.ipynb #1a038802
 TERMS = dict(identity=.5, parts=2., landmarks=1., rotation=2., shape=.3, expression=.5, style=.5, accessory=.3, front=.3)  # weights
 
 
@@ -225,7 +225,7 @@ def judge_losses(out: dict,     # of a JudgeNet
                 shape=shown(code('shape')), expression=shown(code('expression')), style=F.cross_entropy(out['style'], rec['style'].long()),
                 accessory=F.cross_entropy(out['accessory'], rec['accessory'].long()), front=F.binary_cross_entropy_with_logits(out['front'], front))
 
-# %% ../../nbs/3_gan/33_judges.ipynb #99b18feb
+# %% ../../nbs/3_gan/33_judges.ipynb #10dbcc91
 def worsen(x,           # images [n,3,h,w] in -1..1
            generator=None):
     "Random light and colour; some images at half size, some noisy."
@@ -236,12 +236,13 @@ def worsen(x,           # images [n,3,h,w] in -1..1
     noise = torch.randn(y.shape, generator=generator)*u(0, .15)
     return torch.where(u(0, 1) < .3, y+noise, y).clamp(-1, 1)
 
-# %% ../../nbs/3_gan/33_judges.ipynb #7d4b05b2
+# %% ../../nbs/3_gan/33_judges.ipynb #eb867d99
 @dataclass(frozen=True)
 class FitCfg:
     "How a judge is trained."
     seconds: float = 1200.    # the learning rate reaches zero here
-    batch: int = 32
+    batch: int = 32           # of each worker
+    workers: int = 1          # threads that share a step
     lr: float = 2e-3
     decay: float = .02
     save_every: float = 60.   # seconds
@@ -277,12 +278,14 @@ def fit(net: JudgeNet, data: dict,   # a judge record
     before, seen = _resume(path, net, opt, proxies, people, g)
     start, order, spent, saved, bar = time.time(), [], before, before, progress(total=int(cfg.seconds), desc='judge')
     net.train()
+    nets = twins(net, cfg.workers)
     while spent < cfg.seconds and spent-before < stop:
-        if len(order) < cfg.batch: order = torch.randperm(len(which), generator=g).tolist()
-        rows, order = torch.tensor(order[:cfg.batch]), order[cfg.batch:]
+        if len(order) < cfg.batch*cfg.workers: order = torch.randperm(len(which), generator=g).tolist()
+        rows, order = torch.tensor(order[:cfg.batch*cfg.workers]).view(cfg.workers, -1), order[cfg.batch*cfg.workers:]
         lr = cfg.lr*min(1, seen/6400+.05)*(.5+.5*math.cos(math.pi*min(spent/cfg.seconds, 1)))
-        terms = train_step(net, proxies, opt, {k: v[rows] for k, v in data.items()}, mean, std, lr, g)
-        spent, seen = before+time.time()-start, seen+cfg.batch
+        dice = [torch.Generator().manual_seed(int(torch.randint(2**62, (1,), generator=g))) for _ in rows]
+        terms = train_step(net, nets, proxies, opt, [{k: v[r] for k, v in data.items()} for r in rows], mean, std, lr, dice)
+        spent, seen = before+time.time()-start, seen+rows.numel()
         bar.update(int(spent)-bar.n)
         if spent-saved > cfg.save_every or spent >= cfg.seconds or spent-before >= stop:
             saved = spent
@@ -293,18 +296,31 @@ def fit(net: JudgeNet, data: dict,   # a judge record
     return torch.load(path, weights_only=True)
 
 
-def train_step(net, proxies, opt, rec, mean, std, lr, generator):
-    "One step; returns the terms."
-    for group in opt.param_groups: group['lr'] = lr
-    out = net(worsen(rec['image'].float()/127.5-1, generator))
-    terms = judge_losses(out, rec, proxies, mean, std)
+def twins(net, n: int,):  # how many
+    "Copies of a network that share its parameters and buffers, but not its gradients."
+    copies = [copy.deepcopy(net) for _ in range(n)]
+    for twin in copies:
+        for mine, yours in zip([*net.parameters(), *net.buffers()], [*twin.parameters(), *twin.buffers()]): yours.data = mine.data
+    return copies
+
+
+def train_step(net, nets, proxies, opt, batches, mean, std, lr, generators):
+    "One step; each of `nets` (twins of `net`) works on a batch of its own, at the same time. Returns the terms of the first."
+    from concurrent.futures import ThreadPoolExecutor
+    def work(twin, rec, g):
+        terms = judge_losses(twin(worsen(rec['image'].float()/127.5-1, g)), rec, proxies, mean, std)
+        twin.zero_grad()
+        (sum(TERMS[k]*v for k, v in terms.items())/len(nets)).backward()
+        return {k: v.detach() for k, v in terms.items()}
     opt.zero_grad()
-    sum(TERMS[k]*v for k, v in terms.items()).backward()
+    with ThreadPoolExecutor(len(nets)) as pool: terms = list(pool.map(work, nets, batches, generators))
+    for p, *others in zip(net.parameters(), *[t.parameters() for t in nets]): p.grad = sum(q.grad for q in others)
+    for group in opt.param_groups: group['lr'] = lr
     nn.utils.clip_grad_norm_(net.parameters(), 5.)
     opt.step()
-    return {k: v.detach() for k, v in terms.items()}
+    return terms[0]
 
-# %% ../../nbs/3_gan/33_judges.ipynb #1ddf8aeb
+# %% ../../nbs/3_gan/33_judges.ipynb #7b2bb95a
 def auc(yes, no,):  # scores of the positive and of the negative cases
     "Probability that a positive scores higher than a negative (ties count half)."
     order = torch.cat([no, yes]).double()
@@ -323,7 +339,7 @@ def pair_auc(embedding,  # [n,e], unit length
     require(same.any() and (~same).any(), 'pair_auc needs pairs of the same and of different identities')
     return auc(score[same], score[~same])
 
-# %% ../../nbs/3_gan/33_judges.ipynb #835509f9
+# %% ../../nbs/3_gan/33_judges.ipynb #160b060e
 def intersection_over_union(guess, truth, classes: int):  # label maps -> [classes], NaN where absent
     "Intersection over union of each part, over all images."
     both = torch.bincount((truth.long()*classes+guess.long()).flatten(), minlength=classes**2).view(classes, classes).double()
@@ -353,7 +369,7 @@ def measure(net: JudgeNet, data: dict,  # held-out judge record
             'accessory accuracy': hit('accessory'), 'front-face AUC': auc(out['front'][front], out['front'][~front]), 'pose error degrees median': angle.median().item(), 'pose error degrees mean': angle.mean().item(),
             'shape correlation': fit_of('shape'), 'expression correlation': fit_of('expression')}
 
-# %% ../../nbs/3_gan/33_judges.ipynb #b9b5d86a
+# %% ../../nbs/3_gan/33_judges.ipynb #98afbc5e
 @torch.no_grad()
 def standardise_features(net: JudgeNet, images,):  # uint8 [n,3,h,w]: a sample of the training images
     "Set the mean and spread by which the FID features are standardised."
@@ -381,7 +397,7 @@ class FeatureNet(nn.Module):
 
     def forward(self, x): return self.features(x)
 
-# %% ../../nbs/3_gan/33_judges.ipynb #5e6cea6e
+# %% ../../nbs/3_gan/33_judges.ipynb #ab37dd46
 class Judges:
     "The judges: one method per head, each with a name, each replaceable."
     HEADS = ('features', 'identity', 'parts', 'landmarks', 'pose', 'codes', 'style', 'accessory', 'front')
@@ -447,7 +463,7 @@ def load_judges(path=None,      # weights; None: the shipped ones
     net.load_state_dict(state, strict=False)
     return Judges(net.to(device), f'headnb judge {sha256_of(path)[:8]}', about)
 
-# %% ../../nbs/3_gan/33_judges.ipynb #21148eae
+# %% ../../nbs/3_gan/33_judges.ipynb #cd30d9f3
 @torch.no_grad()
 def check_on_samples(judges: Judges, sample,   # sample(z [b,z_dim], c [b,25]) -> images
                      cameras,                  # [v,25]: each latent is seen from all of them
@@ -467,5 +483,3 @@ def check_on_samples(judges: Judges, sample,   # sample(z [b,z_dim], c [b,25]) -
     faces = torch.stack(faces)
     out = {'same/different latent AUC': pair_auc(torch.cat(rows), torch.arange(n).repeat(len(rows))), 'pose error degrees mean': torch.cat(errors).mean().item(), 'pose error degrees median': torch.cat(errors).median().item()}
     return {**out, 'latents': n, 'views': len(cameras), **({'front-face AUC': auc(faces[front].flatten(), faces[~front].flatten())} if (~front).any() else {})}
-
-#SHIPPED

@@ -9,7 +9,7 @@ __all__ = ['RUN_LENGTH', 'KILL_POINTS', 'ReconCfg', 'TrainCfg', 'kill_point', 'r
            'load_checkpoint', 'resume', 'Log', 'preview', 'Pictures', 'crossed', 'Diverged', 'check_finite', 'train',
            'export_state', 'import_state']
 
-# %% ../../nbs/3_gan/37_train.ipynb #92f2d583
+# %% ../../nbs/3_gan/37_train.ipynb #b4b00618
 from dataclasses import dataclass, field, replace
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +21,7 @@ from ..base.show import image_grid
 from .data import Batches, pose_weights
 from .terms import ImageLatents, Latents, Logistic, R1, Recon, ScheduleCfg, Step, density_terms, ema_beta, lazy_adam, total
 
-# %% ../../nbs/3_gan/37_train.ipynb #73493c56
+# %% ../../nbs/3_gan/37_train.ipynb #1747337c
 @dataclass(frozen=True)
 class ReconCfg:
     "The warm start of notebook 35: reconstruct the training views first, then hand over to the GAN."
@@ -35,6 +35,7 @@ class ReconCfg:
     depth: float = 3.
     kl: float = 2e-4
     lr: float = 0.002       # of the latents
+    betas: tuple[float, float] = (0.9, 0.99)   # of G while it only reconstructs
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class TrainCfg:
 
 RUN_LENGTH = ('kimg', 'max_seconds', 'snapshot_kimg', 'keep', 'preview_kimg', 'log_every', 'tensorboard')   # may change on resume
 
-# %% ../../nbs/3_gan/37_train.ipynb #95cb7494
+# %% ../../nbs/3_gan/37_train.ipynb #57525718
 KILL_POINTS = ('loader', 'G_step', 'G_reg', 'D_step', 'R1', 'EMA', 'checkpoint_write', 'rename')
 
 
@@ -86,7 +87,7 @@ def kill_point(name: str,  # one of KILL_POINTS
     at = os.environ.get('HEADNB_KILL_AT')
     if at and at == f'{name}:{step}': os.kill(os.getpid(), signal.SIGKILL)
 
-# %% ../../nbs/3_gan/37_train.ipynb #26174cac
+# %% ../../nbs/3_gan/37_train.ipynb #54ff422b
 def rng_state() -> dict:  # tensors and plain data
     "The state of every random generator of this process."
     kind, keys, *rest = np.random.get_state()
@@ -111,7 +112,7 @@ def rng_kept():
     try: yield
     finally: set_rng_state(s)
 
-# %% ../../nbs/3_gan/37_train.ipynb #20d870b5
+# %% ../../nbs/3_gan/37_train.ipynb #5f6568e4
 @dataclass
 class Phase:
     "Terms that are evaluated together, with the optimiser they drive."
@@ -132,7 +133,7 @@ def make_phases(terms,  # list of terms
         if mine: out.append(Phase(name, who, mine, mine[0].every))
     return out
 
-# %% ../../nbs/3_gan/37_train.ipynb #13508030
+# %% ../../nbs/3_gan/37_train.ipynb #50f0324d
 def after(kimg: float, weight: float = 1.):  # -> function of kimg
     "A weight that is zero before `kimg`."
     return (lambda k: weight if k >= kimg else 0.) if kimg > 0 else weight
@@ -158,7 +159,7 @@ def default_terms(cfg: TrainCfg,
     out += [Logistic(weight=after(start), who='G'), *lazy]
     return out + [Logistic(weight=after(start - r.d_kimg), who='D'), R1(weight=after(start - r.d_kimg), every=cfg.r1_every, gamma=cfg.gamma, keys=cfg.r1_keys)]
 
-# %% ../../nbs/3_gan/37_train.ipynb #fe8bcfe2
+# %% ../../nbs/3_gan/37_train.ipynb #7173fcd9
 class Run:
     "A training run: networks, optimisers, data order, counters."
     def __init__(self, G, D, data,
@@ -207,7 +208,7 @@ class Run:
                 for t in (m.state_dict().values() if m else ()): t.copy_(broadcast(t.contiguous()))
         torch.manual_seed(self.cfg.seed*self.world + self.acc.process_index)
 
-# %% ../../nbs/3_gan/37_train.ipynb #55101686
+# %% ../../nbs/3_gan/37_train.ipynb #344f05f7
 def draw(run: Run, real, who) -> Step:
     "A fresh step: latents and cameras at random (`weights` of the poses included)."
     b, n = run.cfg.batch//run.world, len(run.labels)
@@ -216,15 +217,18 @@ def draw(run: Run, real, who) -> Step:
     return Step(run.G, run.D, z, run.labels[i.to(run.device)], real, run.gan_nimg, run.cfg.schedule, who, augment=run.augment)
 
 
-def clean_gradients(run: Run, who):
+def clean_gradients(run: Run, who) -> dict:  # numbers for the log
     "Average over the processes; NaN -> 0, +-inf -> +-1e5."
     grads = [p.grad for p in run._params[who] + ([*run.latents.parameters()] if who == 'G' and run.latents else []) if p.grad is not None]
     if run.world > 1:
         flat = run.acc.reduce(torch.cat([g.flatten() for g in grads]), 'mean')
         for g, v in zip(grads, flat.split([g.numel() for g in grads])): g.copy_(v.view(g.shape))
-    for g in grads: g.nan_to_num_(0., 1e5, -1e5)
+    norm = torch.nn.utils.get_total_norm(grads)
+    if run.device.type != 'cpu' or not norm.isfinite():
+        for g in grads: g.nan_to_num_(0., 1e5, -1e5)
+    return {f'{who}/grad': norm.nan_to_num(0., 0.), f'{who}/bad_grad': (~norm.isfinite()).float()}
 
-# %% ../../nbs/3_gan/37_train.ipynb #70dde0e6
+# %% ../../nbs/3_gan/37_train.ipynb #90310d5e
 def play(run: Run, phase: Phase, real: dict) -> dict:  # numbers for the log
     "One optimiser step of one phase."
     terms = phase.active(run.nimg)
@@ -237,11 +241,12 @@ def play(run: Run, phase: Phase, real: dict) -> dict:  # numbers for the log
     half = {'fp32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}[run.cfg.precision]
     with torch.autocast(run.device.type, dtype=half or torch.bfloat16, enabled=half is not None): loss = total(terms, step, run.nimg)
     loss.backward()
-    clean_gradients(run, phase.who)
+    step.stats |= clean_gradients(run, phase.who)
     run.bad = torch.where((run.bad < 0) & ~(loss.detach().abs() <= run.cfg.max_loss), run.step, run.bad)
     opt = run.opts[phase.who]
     warm = min(1., (run.nimg - run.start + run.cfg.batch)/(1000*run.cfg.warmup_kimg)) if run.cfg.warmup_kimg else 1.
-    for g in opt.param_groups: g['lr'] = g['base']*warm
+    only_recon = phase.who == 'G' and run.nimg < 1000*run.cfg.recon.kimg
+    for g in opt.param_groups: g['lr'], g['betas'] = g['base']*warm, run.cfg.recon.betas if only_recon else opt.defaults['betas']
     opt.step()
     opt.zero_grad(set_to_none=True)
     if phase.name in ('G_step', 'D_step'): run.shared = step if phase.name == 'G_step' and run.cfg.share_fakes and 'fake' in step.__dict__ else None
@@ -266,7 +271,7 @@ def adapt(run: Run, stats):
     run.augment.adjust(float(mean), run.cfg.batch)
     run.signs = [0., 0]
 
-# %% ../../nbs/3_gan/37_train.ipynb #daa5d2a5
+# %% ../../nbs/3_gan/37_train.ipynb #5dd12281
 def _modules(run): return {k: m for k in ('G', 'D', 'G_ema', 'latents', 'augment') if (m := getattr(run, k)) is not None}
 
 
@@ -335,7 +340,7 @@ def _write_shared(run, new, where):
 def _sync(path):
     with open(path, 'rb') as f: os.fsync(f.fileno())
 
-# %% ../../nbs/3_gan/37_train.ipynb #7de23867
+# %% ../../nbs/3_gan/37_train.ipynb #aa3123c7
 def checkpoints(out) -> list:  # folders, oldest first
     "The complete checkpoints of a run."
     return sorted(Path(out).glob('checkpoints/step-*'))
@@ -361,7 +366,7 @@ def newest(out,  # folder of a run
     require(not bad, f'{out}: no checkpoint can be used ({"; ".join(bad)})')
     return None, bad
 
-# %% ../../nbs/3_gan/37_train.ipynb #bd991b4c
+# %% ../../nbs/3_gan/37_train.ipynb #aeaf2249
 def first_difference(a: dict, b: dict, where=''):  # -> 'train.batch: 8 here, 16 there' or ''
     "The first entry in which two nested configurations differ."
     for k in sorted({*a, *b}):
@@ -406,7 +411,7 @@ def resume(run: Run,
     if folder is not None: load_checkpoint(run, folder)
     return bad
 
-# %% ../../nbs/3_gan/37_train.ipynb #5ea933c6
+# %% ../../nbs/3_gan/37_train.ipynb #644b0d37
 class Log:
     "metrics.jsonl, and TensorBoard if asked."
     def __init__(self, out, every=20, tensorboard=False):
@@ -434,7 +439,7 @@ class Log:
         with open(self.path, 'a') as f: f.write(json.dumps(row) + '\n')
         for k, v in row.items() if self.board else (): self.board.add_scalar(k, v or 0., run.step)
 
-# %% ../../nbs/3_gan/37_train.ipynb #915ac562
+# %% ../../nbs/3_gan/37_train.ipynb #60bd66b2
 @torch.no_grad()
 def preview(run, rows=4, yaws=(-.5, 0., .5)):  # -> uint8 [h,w,3]
     "Fixed latents of the averaged generator from fixed cameras: own training cameras first, then their depth."
@@ -461,7 +466,7 @@ def crossed(run, kimg) -> bool:
     "Did the last step pass a multiple of `kimg`?"
     return kimg > 0 and run.nimg//(1000*kimg) > (run.nimg - run.cfg.batch)//(1000*kimg)
 
-# %% ../../nbs/3_gan/37_train.ipynb #2c11a9c8
+# %% ../../nbs/3_gan/37_train.ipynb #cd89b609
 class Diverged(RuntimeError):
     "The loss is not finite or too large; the message names the step and the last good checkpoint."
 
@@ -472,7 +477,7 @@ def check_finite(run: Run):
     last = checkpoints(run.out)[-1:]
     raise Diverged(f'the loss was not finite or above {run.cfg.max_loss:g} at step {bad}; ' + (f'the last good checkpoint is {last[0]}' if last else 'no checkpoint had been written'))
 
-# %% ../../nbs/3_gan/37_train.ipynb #5f08782b
+# %% ../../nbs/3_gan/37_train.ipynb #273d86a9
 def train(G, D, data,
           cfg: TrainCfg,
           out,                # folder of the run
@@ -525,7 +530,7 @@ def _stopper(out):
     def agreed(run): return run.step % run.cfg.log_every == 0 and bool(run.acc.reduce(torch.tensor(float(wanted(run)), device=run.device), 'sum') > 0)
     return lambda run: wanted(run) if run.world == 1 else agreed(run)
 
-# %% ../../nbs/3_gan/37_train.ipynb #5487aa01
+# %% ../../nbs/3_gan/37_train.ipynb #ea8b4f47
 def export_state(run: Run, path, info=None):  # info: JSON-able facts to keep with the weights
     "Write G, G_ema, D (bfloat16), latents and counters to one safetensors file."
     from safetensors.torch import save_file

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STACK', 'input_stack', 'DiscriminatorCfg', 'DiscriminatorBlock', 'Epilogue', 'Discriminator', 'dummy_factor']
 
-# %% ../../nbs/1_nets/13_discriminator.ipynb #886f334e
+# %% ../../nbs/1_nets/13_discriminator.ipynb #781bc547
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -15,7 +15,7 @@ from ..base.core import require, suggest
 from .ops import Conv2d, Linear, minibatch_std, resize
 from .stylegan2 import Mapping, MappingCfg, half_from, layout, widths
 
-# %% ../../nbs/1_nets/13_discriminator.ipynb #d0fde00a
+# %% ../../nbs/1_nets/13_discriminator.ipynb #fe1ba6df
 STACK = {'image': 3, 'raw': 3, 'mask': 1, 'corr': 3, 'cond': 3} # what can be read: channels
 
 def input_stack(
@@ -38,7 +38,7 @@ def input_stack(
         parts.append(x)
     return torch.cat(parts, 1)
 
-# %% ../../nbs/1_nets/13_discriminator.ipynb #04072f08
+# %% ../../nbs/1_nets/13_discriminator.ipynb #9e2fa3b5
 @dataclass(frozen=True)
 class DiscriminatorCfg:
     "A residual discriminator over an input stack."
@@ -57,7 +57,7 @@ class DiscriminatorCfg:
     half: Literal['none', 'float16', 'bfloat16'] = 'none' # precision of the `half_blocks` largest sides on a GPU
     half_blocks: int = 4
 
-# %% ../../nbs/1_nets/13_discriminator.ipynb #f2e0a219
+# %% ../../nbs/1_nets/13_discriminator.ipynb #810ea5b6
 class DiscriminatorBlock(nn.Module):
     "A residual block that halves the side."
     def __init__(self,
@@ -79,7 +79,7 @@ class DiscriminatorBlock(nn.Module):
         if hasattr(self, 'fromrgb'): x = self.fromrgb(x)
         return self.skip(x, gain=.5**.5) + self.conv1(self.conv0(x), gain=.5**.5)
 
-# %% ../../nbs/1_nets/13_discriminator.ipynb #4a14c05e
+# %% ../../nbs/1_nets/13_discriminator.ipynb #465ce8e3
 class Epilogue(nn.Module):
     "4x4 features to one vector per sample."
     def __init__(self,
@@ -99,7 +99,7 @@ class Epilogue(nn.Module):
         x = self.conv(minibatch_std(layout(x), self.group, self.features))
         return self.out(self.fc(x.float().flatten(1)))
 
-# %% ../../nbs/1_nets/13_discriminator.ipynb #805ecc74
+# %% ../../nbs/1_nets/13_discriminator.ipynb #d45263b3
 class Discriminator(nn.Module):
     "(batch, c) -> logits. Blocks b512 ... b8, mapping, b4."
     def __init__(self, cfg=DiscriminatorCfg()):

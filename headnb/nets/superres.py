@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SUPERRES', 'SuperResCfg', 'superres_cfg', 'SuperRes']
 
-# %% ../../nbs/1_nets/12_superres.ipynb #e1f5b378
+# %% ../../nbs/1_nets/12_superres.ipynb #f391a51a
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Literal
@@ -15,7 +15,7 @@ from ..base.core import require, suggest
 from .ops import resize
 from .stylegan2 import SynthesisBlock
 
-# %% ../../nbs/1_nets/12_superres.ipynb #53f2c77a
+# %% ../../nbs/1_nets/12_superres.ipynb #9eac4a95
 @dataclass(frozen=True)
 class SuperResCfg:
     "A stack of synthesis blocks behind the renderer."
@@ -33,7 +33,7 @@ class SuperResCfg:
     released_inplace: bool = False   # also return raw with the first torgb added, where the released code does
     fused: bool | None = None        # form of the convolutions; None: the faster
 
-# %% ../../nbs/1_nets/12_superres.ipynb #a91130ef
+# %% ../../nbs/1_nets/12_superres.ipynb #8b751610
 SUPERRES = { # the first five are released
     '8XDC': SuperResCfg(),
     '8X': SuperResCfg(widths=(128, 64)),
@@ -54,7 +54,7 @@ def superres_cfg(
     require(name in SUPERRES, f'no super-resolution {name!r}{suggest(name, SUPERRES)}')
     return replace(SUPERRES[name], **changes)
 
-# %% ../../nbs/1_nets/12_superres.ipynb #e3ee6e8f
+# %% ../../nbs/1_nets/12_superres.ipynb #94e97083
 class SuperRes(nn.Module):
     "(raw, feat, ws) -> (image, raw). Blocks block0, block1."
     def __init__(self, cfg=SuperResCfg()):
