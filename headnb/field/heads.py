@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['TONES', 'HAIR_COLORS', 'IRIS_COLORS', 'CLOTHES', 'SEG', 'BACKGROUNDS', 'Light', 'HeadParams', 'sample_expression',
            'sample_light', 'sample_head', 'Drawn', 'zbuffer', 'resolve', 'ShadowMap', 'sky_seen', 'Soup', 'posed',
-           'dressed', 'build', 'linear', 'mix', 'blob', 'both', 'skin_tone', 'brow_weight', 'skin', 'eyeball',
-           'above_collar', 'cloth', 'sky_light', 'Samples', 'lambert', 'strands', 'shade', 'background', 'render_one',
-           'render_heads', 'codes']
+           'dressed', 'build', 'linear', 'mix', 'tint', 'blob', 'both', 'skin_tone', 'brow_weight', 'skin', 'features',
+           'has_features', 'eyeball', 'above_collar', 'cloth', 'sky_light', 'Samples', 'lambert', 'strands', 'shade',
+           'background', 'render_one', 'render_heads', 'codes']
 
-# %% ../../nbs/2_field/28_heads.ipynb #33c99bf2
+# %% ../../nbs/2_field/28_heads.ipynb #5fe61449
 import functools, math, random
 from dataclasses import dataclass, field, replace
 import torch
@@ -21,7 +21,7 @@ from .raster import vertex_normals, _warp
 from .hair import (CENTRE, STYLES, HATS, GLASSES, BEARDS, MATERIALS, MATERIAL, Scalp, style, hair, hat, glasses, beard, beard_mask, above_rim,
                                noise1, noise3, line_table, smoothstep, curve, turn)
 
-# %% ../../nbs/2_field/28_heads.ipynb #a53fb749
+# %% ../../nbs/2_field/28_heads.ipynb #02812be3
 @dataclass(frozen=True)
 class Light:
     "Sky and a lamp."
@@ -73,7 +73,7 @@ class HeadParams:
     background: str = 'gradient'             # gradient, noise, plain, white
     background_seed: int = 0
 
-# %% ../../nbs/2_field/28_heads.ipynb #ec26d4f7
+# %% ../../nbs/2_field/28_heads.ipynb #36757087
 _rgb = lambda text: tuple(int(text[i:i+2], 16)/255 for i in (0, 2, 4))
 TONES = tuple(map(_rgb, 'e8c9b4 e0ba9d d6a684 c49068 ac7750 88583b 623e2a 402819'.split()))
 HAIR_COLORS = {k: _rgb(v) for k, v in dict(black='120f0e', dark='2c1e16', brown='4e3220', chestnut='683a24', auburn='7a341c', red='a84e22', dirty='927048', blonde='ceaa6e', platinum='e8d6b2',
@@ -85,7 +85,7 @@ CLOTHES = ('crew', 'vneck', 'turtle', 'stripes', 'check', 'bare')
 @functools.lru_cache
 def _rig(): return load_head()
 
-# %% ../../nbs/2_field/28_heads.ipynb #0cd89d8b
+# %% ../../nbs/2_field/28_heads.ipynb #fa0c1f82
 _MOODS = ('mouthFrown', 'mouthPucker', 'mouthFunnel', 'jawOpen', 'mouthPress', 'mouthShrugLower', 'browDown', 'browInnerUp', 'noseSneer', 'cheekPuff')
 
 def sample_expression(r): # random.Random -> 52 weights
@@ -102,7 +102,7 @@ def sample_expression(r): # random.Random -> 52 weights
     if r.random() < .25: put(r.choice(('eyeSquint', 'eyeWide', 'eyeBlink')), r.uniform(.1, .6))
     return tuple(w)
 
-# %% ../../nbs/2_field/28_heads.ipynb #47b00c85
+
 def sample_light(r): # random.Random -> Light
     "A sky that is brighter above, and a lamp in front or at a side."
     a, amb, u, g = r.uniform(-1.1, 1.1), r.uniform(.3, .68), r.uniform, r.gauss
@@ -116,7 +116,7 @@ def _calm(r): # a colour that is not loud
     c, k = [r.uniform(.05, .9) for _ in range(3)], r.uniform(.2, .8)
     return tuple(sum(c)/3 + (x - sum(c)/3)*k for x in c)
 
-# %% ../../nbs/2_field/28_heads.ipynb #e6c81a6d
+# %% ../../nbs/2_field/28_heads.ipynb #5cc9f524
 def _hair_colors(r, tone): # -> hair, tips, brows, natural?
     pool = ['black', 'black', 'dark', 'dark', 'blonde', 'grey'] if tone > .6 and r.random() < .85 else \
            ['black', 'black', 'dark', 'dark', 'dark', 'brown', 'brown', 'brown', 'chestnut', 'auburn', 'red', 'dirty', 'blonde', 'blonde', 'platinum', 'grey', 'white', r.choice(('blue', 'pink', 'green', 'purple'))]
@@ -149,7 +149,7 @@ def sample_head(seed,               # any integer: the same seed is the same per
         r.choice(tuple(HATS)) if hats and r.random() < .12 else 'none', _calm(r), r.choice(('crew', 'crew', 'vneck', 'turtle', 'stripes', 'check', 'bare')), _calm(r), _calm(r),
         sample_light(r), r.choice(('gradient', 'noise', 'noise', 'plain')), seed)
 
-# %% ../../nbs/2_field/28_heads.ipynb #1d46580e
+# %% ../../nbs/2_field/28_heads.ipynb #456ac1fc
 @functools.cache
 def _kernel():
     "One thread a triangle."
@@ -193,7 +193,7 @@ def _kernel():
                         wp.atomic_max(key, y*w + x, (wp.int64(z*1073741824.0) << wp.int64(32)) | wp.int64(f + 1))
     return splat
 
-# %% ../../nbs/2_field/28_heads.ipynb #d49614b9
+# %% ../../nbs/2_field/28_heads.ipynb #00a8021a
 class Drawn:
     "Triangles and what cuts them, ready for the kernel."
     def __init__(self, faces, # [f,3] int32
@@ -231,7 +231,7 @@ def resolve(key,       # [h*w] as `zbuffer` leaves it
     w = torch.stack([u*az, v*bz, (1 - u - v)*cz], 1)
     return hit, f, corner, w/w.sum(1, keepdim=True)
 
-# %% ../../nbs/2_field/28_heads.ipynb #5819f9f5
+# %% ../../nbs/2_field/28_heads.ipynb #3577b209
 class ShadowMap:
     "What a far lamp sees."
     def __init__(self, v, drawn, count,         # [v,3]; Drawn, how many of its triangles cast shadows
@@ -256,7 +256,7 @@ class ShadowMap:
             out = out + (self.near[i[:, 1]*self.n + i[:, 0]] <= z).float()
         return out/len(taps)
 
-# %% ../../nbs/2_field/28_heads.ipynb #be91a1eb
+# %% ../../nbs/2_field/28_heads.ipynb #8dae15aa
 def sky_seen(v, faces, k=64): # [v,3], [f,3] int32 -> [v] 0..1
     "Cosine-weighted share of the sky that each vertex sees."
     drawn = Drawn(faces, torch.ones(len(v)), torch.zeros(len(v), 2))
@@ -269,7 +269,7 @@ def sky_seen(v, faces, k=64): # [v,3], [f,3] int32 -> [v] 0..1
         den += cos
     return num/den
 
-# %% ../../nbs/2_field/28_heads.ipynb #fe1b2158
+# %% ../../nbs/2_field/28_heads.ipynb #1661cf39
 def _incident(faces, n): # [f,3] -> [n,k] triangles around each vertex, padded with f
     vertex, order = faces.flatten().sort(stable=True)
     first = torch.searchsorted(vertex, torch.arange(n))
@@ -304,7 +304,7 @@ def _template():
     skin = rig.faces[torch.as_tensor(d['face_part'].astype('int64')).sub(1.5).abs() < 1]                         # neck and face
     return dict(v=v, faces=faces, around=_incident(faces, len(v)), kind=face_part, fixed=fixed, scalp=scalp, eyes=eyes, lip=mask['lip'], skin=skin)
 
-# %% ../../nbs/2_field/28_heads.ipynb #c938366b
+# %% ../../nbs/2_field/28_heads.ipynb #b015a31f
 @dataclass
 class Soup:
     "Triangles of one person."
@@ -327,12 +327,12 @@ def posed(h): # HeadParams -> vertices [v,3], the same at rest and without expre
     R, J = rotation(torch.tensor(h.neck)), joints[0, 1]
     return v[0], rig.shaped(shape)[0], R, J - R@J
 
-# %% ../../nbs/2_field/28_heads.ipynb #41e51566
+# %% ../../nbs/2_field/28_heads.ipynb #d0d60336
 def dressed(h, v, rest, R, shift): # HeadParams and what `posed` gives -> [Sheet, ...]
     "Hair, hat, glasses and beard, moved with the head."
     T, rng, st = _template(), random.Random(h.seed*7919 + 13), style(h.hair)
     scalp, lm, sheets = T['scalp'], _rig().landmarks(rest[None])[0], []
-    press = above_rim(scalp, h.hat) if h.hat not in ('none', 'headband') else None
+    press = above_rim(scalp, h.hat) if h.hat != 'none' else None
     if h.hat != 'scarf': sheets += hair(scalp, rest, st, rng, h.length, h.volume, press)
     if h.hat != 'none': sheets += hat(scalp, rest, h.hat, rng)
     if h.glasses != 'none': sheets += glasses(scalp, rest, h.glasses, torch.stack([rest[i].mean(0) for i in T['eyes']]), lm[27])
@@ -340,7 +340,7 @@ def dressed(h, v, rest, R, shift): # HeadParams and what `posed` gives -> [Sheet
     if h.beard != 'none': sheets += beard(T['v'], v, _head_normals(v, T), T['skin'], T['lip'], h.beard, h.beard_length)
     return sheets
 
-# %% ../../nbs/2_field/28_heads.ipynb #26a2a7e8
+# %% ../../nbs/2_field/28_heads.ipynb #cf4d6725
 def build(h): # HeadParams -> Soup
     "All triangles of a person."
     T, (v, rest, R, shift), fray = _template(), posed(h), style(h.hair).feather
@@ -356,13 +356,17 @@ def build(h): # HeadParams -> Soup
     attr, faces = torch.cat(at), torch.cat(fs).int()
     return Soup(torch.cat(vs), faces, attr, Drawn(faces, torch.cat(es), attr[:, 3:5].contiguous()), torch.cat(kinds), (n[0], n[0] + n[1], sum(n)), _rig().landmarks(v[None])[0])
 
-# %% ../../nbs/2_field/28_heads.ipynb #70cea3fa
+# %% ../../nbs/2_field/28_heads.ipynb #bef8a5c3
 def linear(c): # sRGB 0..1 -> linear light
     return torch.as_tensor(c, dtype=torch.float32)**2.2
 
 
 def mix(a, b, w): # [k,3], [k,3] or [3], [k]
     return a + (b - a)*w[:, None]
+
+
+def tint(a, b, w): # [k,3], factor [3] or number, [k]: `mix(a, a*b, w)` in two passes
+    return a*torch.addcmul(a.new_ones(1), w[:, None], b - 1)
 
 
 def blob(p, c, r): # [k,3] -> [k]
@@ -378,7 +382,7 @@ def skin_tone(t): # 0..1 -> linear RGB
     i = min(int(x), len(TONES) - 2)
     return torch.lerp(linear(TONES[i]), linear(TONES[i+1]), x - i)
 
-# %% ../../nbs/2_field/28_heads.ipynb #66d72337
+
 def brow_weight(p, h): # [k,3] template positions -> 0..1
     "Brows."
     height, arch, width, density, tilt = h.brow
@@ -389,7 +393,7 @@ def brow_weight(p, h): # [k,3] template positions -> 0..1
     hairs = noise3(torch.stack([p[:, 0]*1.6 - p[:, 1]*1.2*side, p[:, 1]*.7, p[:, 2]*.2], 1), 140.)[:, 0]
     return smoothstep(-.5, .9, d + hairs - .5)*smoothstep(-.06, .10, u)*smoothstep(1.06, .8, u)*density
 
-# %% ../../nbs/2_field/28_heads.ipynb #893a53f3
+# %% ../../nbs/2_field/28_heads.ipynb #2d2f15ed
 def _paint_scalp(a, p, ear, n, n2, h, st): # hair colour of the scalp itself
     front = torch.atan2(p[:, 0], p[:, 2] - CENTRE[2]).rad2deg().abs()
     e = p[:, 1] - curve(front, st.hairline)
@@ -402,29 +406,38 @@ def _paint_scalp(a, p, ear, n, n2, h, st): # hair colour of the scalp itself
 
 def skin(p,        # [k,3] template positions
          t, ear,   # [k,3] lip, lid, -; [k]
-         h, st):   # HeadParams, Style -> linear albedo [k,3], brow [k]
-    "The colour of skin."
-    dark, k = h.tone, torch.tensor
+         h, st):   # HeadParams, Style -> linear albedo [k,3]
+    "Skin without features: tone, blotches, blush, freckles, stubble, scalp."
     n, n2 = noise3(p, 22., h.seed % 17), noise3(p, 90., h.seed % 13)
     a = skin_tone(h.tone)*(1 + h.blotch*(.16*(n[:, :1] - .5) + .14*(n2[:, :1] - .5)))
-    red = torch.lerp(k([1.12, .80, .76]), k([1.05, .88, .85]), dark)
+    red = torch.lerp(torch.tensor([1.12, .80, .76]), torch.tensor([1.05, .88, .85]), h.tone)
     blush = both(p, (.07, -.02, .14), (.035, .028, .07)) + .8*blob(p, (0., -.028, .2), (.022, .018, .03)) + .7*ear + .35*n[:, 1]*h.blotch
-    a = mix(a, a*red, blush.clamp(0, 1)*(.35 + .65*h.blush))
-    a = mix(a, a*k([.80, .70, .72]), (both(p, (.052, .028, .15), (.032, .020, .05))*(.3 + .6*h.age)).clamp(0, 1))
-    if h.freckles: a = mix(a, a*k([.62, .45, .34]), smoothstep(.68, .80, noise3(p, 210., 3)[:, 2])*blob(p, (0., 0., .17), (.09, .05, .1))*h.freckles)
-    a = mix(a, a*k([.55, .45, .45]), (t[:, 1]*(.25 + .5*h.makeup)).clamp(0, 1))
-    gap = (torch.cat([p[:, :1].abs(), p[:, 1:]], 1) - k([.05, .037, .1277])).norm(dim=1) - .027                   # distance to the eyeball: the line of the lashes
-    a = mix(a, k([.02, .015, .012]), smoothstep(.0045, .0015, gap)*smoothstep(.3, .6, t[:, 1])*(.45 + .5*h.makeup)*(p[:, 1] > .034).float().clamp(.35))
-    lips = torch.lerp(a*k([.85, .55, .55]), linear(h.lip)*(1.15 - .6*dark), h.lip_strength)*(.85 + .3*n2[:, :1])
-    a = mix(a, lips, smoothstep(.25, .75, t[:, 0]))
-    a = mix(a, a*.25, both(p, (.0115, -.041, .178), (.006, .0035, .012)))                                          # nostrils
+    a = tint(a, red, blush.clamp(0, 1)*(.35 + .65*h.blush))
+    if h.freckles: a = tint(a, torch.tensor([.62, .45, .34]), smoothstep(.68, .80, noise3(p, 210., 3)[:, 2])*blob(p, (0., 0., .17), (.09, .05, .1))*h.freckles)
     if h.stubble: a = mix(a, a*.35 + linear(h.brow_color)*.15, (beard_mask(p)*(1 - smoothstep(.2, .6, t[:, 0]))*h.stubble*(.6 + .5*n2[:, 3])).clamp(0, .85))
-    brow, i = torch.zeros(len(p)), ((p[:, 2] > .1) & (p[:, 1] > .03) & (p[:, 1] < .1)).nonzero()[:, 0]
-    brow[i] = brow_weight(p[i], h)
-    a = mix(a, linear(h.brow_color), brow)
-    return (_paint_scalp(a, p, ear, n, n2, h, st) if st.paint else a), brow
+    return _paint_scalp(a, p, ear, n, n2, h, st) if st.paint else a
 
-# %% ../../nbs/2_field/28_heads.ipynb #e319fb96
+
+def features(a, p, t, h): # linear albedo of bare skin [k,3], as above -> with features [k,3], brow [k]
+    "Eye sockets, lash line, lips, nostrils, brows."
+    k = torch.tensor
+    a = tint(a, k([.80, .70, .72]), (both(p, (.052, .028, .15), (.032, .020, .05))*(.3 + .6*h.age)).clamp(0, 1))
+    a = tint(a, k([.55, .45, .45]), (t[:, 1]*(.25 + .5*h.makeup)).clamp(0, 1))
+    gap = (torch.cat([p[:, :1].abs(), p[:, 1:]], 1) - k([.05, .037, .1277])).norm(dim=1) - .027                   # distance to the eyeball
+    a = mix(a, k([.02, .015, .012]), smoothstep(.0045, .0015, gap)*smoothstep(.3, .6, t[:, 1])*(.45 + .5*h.makeup)*(p[:, 1] > .034).float().clamp(.35))
+    lips = torch.lerp(a*k([.85, .55, .55]), linear(h.lip)*(1.15 - .6*h.tone), h.lip_strength)
+    a = mix(a, lips, smoothstep(.25, .75, t[:, 0]))
+    a = tint(a, k(.25), both(p, (.0115, -.041, .178), (.006, .0035, .012)))                                          # nostrils
+    brow, i = torch.zeros(len(p)), (p[:, 1] > .03).nonzero()[:, 0]
+    brow[i] = brow_weight(p[i], h)
+    return mix(a, linear(h.brow_color), brow), brow
+
+
+def has_features(p): # [k,3] -> [k] bool
+    "The part of the face where brows, eyes, nose and lips are."
+    return (p[:, 2] > .085) & (p[:, 0].abs() < .097) & (p[:, 1] > -.115) & (p[:, 1] < .1)
+
+# %% ../../nbs/2_field/28_heads.ipynb #515df180
 def eyeball(d, h): # [k,3] directions in the eye's frame -> linear albedo [k,3]
     "The colour of an eye."
     d = normalize(d, dim=1)
@@ -450,77 +463,94 @@ def cloth(p, h): # -> linear albedo [k,3], bumps [k,3]
     if h.cloth == 'check': c = mix(c, d, .5*smoothstep(-.2, .2, torch.sin(p[:, 1]*180)) + .5*smoothstep(-.2, .2, torch.sin(p[:, 0]*180)))
     return c*(.85 + .3*n[:, 3:]), n[:, :3]
 
-# %% ../../nbs/2_field/28_heads.ipynb #a1862818
+# %% ../../nbs/2_field/28_heads.ipynb #ebe1e222
 def sky_light(n, sky): # [k,3] normals; nine RGB triples -> [k,3]
     "Second-order spherical harmonics (unnormalised)."
     x, y, z = n.unbind(1)
     return (torch.stack([torch.ones_like(x), y, z, x, x*y, y*z, 3*z*z - 1, x*z, x*x - y*y], 1)@torch.tensor(sky)).clamp(min=.02)
 
 
-@dataclass
 class Samples:
-    "What is known about k samples."
-    q: torch.Tensor; t: torch.Tensor; b: torch.Tensor; ao: torch.Tensor; torso: torch.Tensor
-    n: torch.Tensor; view: torch.Tensor; pos: torch.Tensor; lit: torch.Tensor; back: torch.Tensor; kind: torch.Tensor
+    "What is known about k samples: one row of numbers each, and a part."
+    columns = dict(q=(0, 3), t=(3, 6), b=6, ao=7, torso=8, n=(9, 12), view=(12, 15), pos=(15, 18), lit=18, inside=19)   # `inside`: seen from within (under the hair)
 
-    def __getitem__(self, i): return Samples(*(getattr(self, k)[i] for k in self.__dataclass_fields__))
+    def __init__(self, x, kind): self.x, self.kind = x, kind               # [k,20]; [k] index of MATERIALS
+    def __getitem__(self, i): return Samples(self.x[i], self.kind[i])
+    def __len__(self): return len(self.x)
+    def __getattr__(self, name):
+        if name not in Samples.columns: raise AttributeError(name)
+        c = Samples.columns[name]
+        return self.x[:, c] if isinstance(c, int) else self.x[:, slice(*c)]
 
-# %% ../../nbs/2_field/28_heads.ipynb #3ee4f786
+    def per_pixel(self, pixel): # [k] -> Samples of as many as there are pixels, and which of them belongs to each sample [k]
+        "The mean of the samples of each pixel."
+        ids, i = torch.unique(pixel, return_inverse=True)
+        x = torch.zeros(len(ids), self.x.shape[1]).index_add_(0, i, self.x)/i.bincount()[:, None]
+        x[:, 9:12] = normalize(x[:, 9:12], dim=1)
+        return Samples(x, torch.zeros(len(ids), dtype=torch.long).index_put_((i,), self.kind)), i
+
+# %% ../../nbs/2_field/28_heads.ipynb #6b46a74e
 def lambert(a, s,         # [k,3] albedo; Samples
-            light, wrap=(0., 0., 0.), spec=None, power=30.): # spec: None, number or [k]
+            light, wrap=(0., 0., 0.), spec=None, power=30., # spec: None, number or [k]
+            n=None, ao=None): # other normals, other occlusion
     "Sky, lamp and a soft highlight."
     l = normalize(torch.tensor(light.key), dim=0)
-    w, key, nl = torch.tensor(wrap), torch.tensor(light.color)*light.power, s.n@l
-    c = a*(sky_light(s.n, light.sky)*s.ao[:, None] + key*((nl[:, None] + w)/(1 + w)).clamp(min=0)*s.lit[:, None])
+    n, ao = s.n if n is None else n, s.ao if ao is None else ao
+    w, key, nl = torch.tensor(wrap), torch.tensor(light.color)*light.power, n@l
+    c = a*(sky_light(n, light.sky)*ao[:, None] + key*((nl[:, None] + w)/(1 + w)).clamp(min=0)*s.lit[:, None])
     if spec is None: return c
     h = normalize(l + s.view, dim=1)
     fresnel = .04 + .96*(1 - (s.view*h).sum(1).clamp(0, 1))**5
-    return c + key*(25*spec*fresnel*(s.n*h).sum(1).clamp(0, 1)**power*s.lit*(nl > 0))[:, None]
+    return c + key*(25*spec*fresnel*(n*h).sum(1).clamp(0, 1)**power*s.lit*(nl > 0))[:, None]
 
-# %% ../../nbs/2_field/28_heads.ipynb #04c814e0
+# %% ../../nbs/2_field/28_heads.ipynb #29c1d072
 def strands(s, h, st): # Samples, HeadParams, Style -> linear RGB [k,3]
     "Hair and beards."
     u, k, light = turn(s.q), int(st.strands), h.light
     fine = .75*(.55*noise1(u, k, 1) + .45*noise1(u, 3*k + 7, 2)) + .25*noise3(s.q*torch.tensor([14., 14, 3]), 1.)[:, 0]
     c = mix(linear(h.hair_color).expand(len(u), 3), linear(h.hair_tip), smoothstep(.3, 1.6, s.b*8))
-    if h.grey: c = mix(c, torch.tensor([.42, .42, .43]), .75*smoothstep(1 - h.grey, 1.3 - h.grey, noise1(u, 2*k + 1, 8)))
+    if h.grey: c = mix(c, torch.tensor([.42, .42, .43]), .55*smoothstep(1 - h.grey, 1.3 - h.grey, noise1(u, 2*k + 1, 8)))
     c = c*((.50 + .95*fine)*(.8 + .4*noise1(u, 3*st.locks, 4)))[:, None]
     l, key = normalize(torch.tensor(light.key), dim=0), torch.tensor(light.color)*light.power
     h2, t, n = normalize(l + s.view, dim=1), normalize(s.t, dim=1), s.n
     lobe = lambda shift, m: (1 - (normalize(t + n*(.5*(fine - .5) + shift)[:, None], dim=1)*h2).sum(1)**2).clamp(0, 1)**m
-    nl, occ = n@l, s.ao*torch.where(s.back, .30, 1.)
+    nl, occ = n@l, s.ao*(1 - .7*s.inside)
     seen, across = s.lit*smoothstep(-.35, .15, nl), (1 - (t@l)**2).clamp(0, 1).sqrt()
     diffuse = .55*((nl + .3)/1.3).clamp(min=0) + .45*across*smoothstep(-.3, .3, nl)
     out = c*(sky_light(n, light.sky)*.85*occ[:, None] + key*(diffuse*seen*(.4 + .6*occ))[:, None])
     return out + key*st.shine*((.16*lobe(-.08, 50))[:, None] + 1.6*c*lobe(.12, 12)[:, None])*(seen*occ)[:, None]
 
-# %% ../../nbs/2_field/28_heads.ipynb #19e1f436
+# %% ../../nbs/2_field/28_heads.ipynb #ac781d8d
 SEG = ('background', 'skin', 'brow', 'eye', 'ear', 'lip', 'mouth', 'neck', 'hair', 'beard', 'glasses', 'hat', 'cloth')
 
 def _shade_skin(s, h, st):
-    a, brow = skin(s.q, s.t, s.b, h, st)
-    lip = s.t[:, 0]
-    seg = torch.where(s.kind <= 1, 7, 1)
-    for w, k in ((s.b > .5, 4), (lip > .5, 5), (brow > .45, 2)): seg = torch.where(w, k, seg)
+    seg = torch.where(s.b > .5, 4, torch.where(s.kind <= 1, 7, 1))
+    return lambert(skin(s.q, s.t, s.b, h, st), s, h.light, (.35, .18, .12), h.oil*.10, 22.), seg
+
+
+def _shade_face(s, h, st):
+    q, t = s.q, s.t
+    a, brow = features(skin(q, t, s.b, h, replace(st, paint=0.)), q, t, h)
+    lip = t[:, 0]
+    seg = torch.where(brow > .45, 2, torch.where(lip > .5, 5, 1))
     return lambert(a, s, h.light, (.35, .18, .12), h.oil*.10*(1 + 2*smoothstep(.3, .8, lip))*(1 - brow), 22.), seg
 
 
 def _shade_cloth(s, h, st):
     a, bump = cloth(s.q, h)
-    s = replace(s, n=normalize(s.n + .35*(bump - .5), dim=1))
-    return lambert(a, s, h.light, (.1, .1, .1))*(1 - .45*smoothstep(-.012, 0, above_collar(s.q, h)))[:, None], 12
+    return lambert(a, s, h.light, (.1, .1, .1), n=normalize(s.n + .35*(bump - .5), dim=1))*(1 - .45*smoothstep(-.012, 0, above_collar(s.q, h)))[:, None], 12
 
 
 def _shade_eye(s, h, st):
     low = smoothstep(.062, .035, s.q[:, 1])                                     # the upper lid shades the eye
-    return lambert(eyeball(s.t, h), replace(s, ao=.25 + .6*low), h.light, (.2, .2, .2), .9, 220.)*(.35 + .65*low)[:, None], 3
+    return lambert(eyeball(s.t, h), s, h.light, (.2, .2, .2), .9, 220., ao=.25 + .6*low)*(.35 + .65*low)[:, None], 3
 
 
 def _shade_mouth(s, h, st):
     a = torch.tensor([(.16, .035, .03), (.72, .68, .58), (.42, .13, .12)])[s.kind - MATERIAL['mouth']]*(.15 + .85*smoothstep(.08, .16, s.q[:, 2]))[:, None]
     return lambert(a, s, h.light, (.2, .1, .1), .12, 40.), 6
 
-# %% ../../nbs/2_field/28_heads.ipynb #4d03c086
+
 def _shade_frame(s, h, st):
     mirror = 2*(s.n*s.view).sum(1, keepdim=True)*s.n - s.view
     lens = (s.kind == MATERIAL['lens'])[:, None]
@@ -533,35 +563,38 @@ def _shade_hat(s, h, st):
     if h.hat == 'beanie': a = a*((.95 + .25*torch.sin(turn(s.q)*2*math.pi*60))*(1 - .3*smoothstep(.056, .05, up)*smoothstep(.04, .047, up)))[:, None]
     if h.hat in ('fedora', 'tophat'): a = mix(a, d, smoothstep(0, .003, up)*smoothstep(.035, .03, up))
     if h.hat == 'bandana': a = mix(a, d, smoothstep(.74, .8, n[:, 0]))
-    if h.hat == 'scarf': s = replace(s, n=normalize(s.n + .35*(noise3(s.pos*torch.tensor([1., .35, 1]), 22.)[:, :3] - .5), dim=1))
-    return lambert(a*(.85 + .3*n[:, 1:2]), replace(s, ao=torch.where(s.back, .35, 1.)), h.light, (.1, .1, .1)), 11
+    folds = normalize(s.n + .35*(noise3(s.pos*torch.tensor([1., .35, 1]), 22.)[:, :3] - .5), dim=1) if h.hat == 'scarf' else None
+    return lambert(a*(.85 + .3*n[:, 1:2]), s, h.light, (.1, .1, .1), n=folds, ao=1 - .65*s.inside), 11
 
 
 def _shade_hair(s, h, st): return strands(s, h, st), torch.where(s.kind == MATERIAL['beard'], 9, 8)
 def _shade_band(s, h, st): return lambert(linear(h.hat_color)*.8, s, h.light), 8
 
-# %% ../../nbs/2_field/28_heads.ipynb #0c3bd3d3
-_SHADERS = (_shade_skin, _shade_cloth, _shade_eye, _shade_mouth, _shade_hair, _shade_frame, _shade_hat, _shade_band)
-_SHADER_OF = dict(eyeball=2, mouth=3, teeth=3, tongue=3, hair=4, beard=4, frame=5, lens=5, hat=6, band=7)   # the other parts: skin, or cloth below the collar
+# %% ../../nbs/2_field/28_heads.ipynb #d7d9c128
+_SHADERS = (_shade_face, _shade_skin, _shade_cloth, _shade_hat, _shade_eye, _shade_mouth, _shade_hair, _shade_frame, _shade_band)
+_PER_PIXEL = (_shade_skin, _shade_cloth, _shade_hat)                       # smooth enough to be coloured once per pixel and material
+_SHADER_OF = dict(hat=3, eyeball=4, mouth=5, teeth=5, tongue=5, hair=6, beard=6, frame=7, lens=7, band=8)   # the other parts: face, skin, or cloth below the collar
 
 
-def shade(s, h, st): # Samples, HeadParams, Style -> linear RGB [k,3], part label [k] uint8 (index of SEG), in the order of `s`
-    "Colour all samples, one material at a time."
-    which = torch.tensor([_SHADER_OF.get(k, 0) for k in MATERIALS])[s.kind]
-    which += (which == 0) & ((s.torso > .02) | (s.kind <= 1)) & (above_collar(s.q, h) < 0)
+def shade(s, h, st,  # Samples, HeadParams, Style
+          pixel):    # [k] pixel of each sample
+    "Colour all samples, one material at a time: linear RGB [k,3], part label [k] uint8 (index of SEG)."
+    which, q = torch.tensor([_SHADER_OF.get(k, 1) for k in MATERIALS])[s.kind], s.q
+    which += ((which == 1) & ((s.torso > .02) | (s.kind <= 1)) & (above_collar(q, h) < 0)).long() - ((which == 1) & has_features(q)).long()
     which, order = which.sort()
-    s, color, seg, start = s[order], torch.empty(len(order), 3), torch.empty(len(order), dtype=torch.uint8), 0
+    s, pixel, color, seg, start = s[order], pixel[order], torch.empty(len(order), 3), torch.empty(len(order), dtype=torch.uint8), 0
     for shader, n in zip(_SHADERS, which.bincount(minlength=len(_SHADERS)).tolist()):
-        if n:
-            run = slice(start, start + n)
-            color[run], label = shader(s[run], h, st)
-            seg[run] = torch.as_tensor(label).to(torch.uint8)
+        if not n: continue
+        run = slice(start, start + n)
         start += n
-    back = torch.empty_like(order)
-    back[order] = torch.arange(len(order))
-    return color[back], seg[back]
+        part, i = s[run].per_pixel(pixel[run]) if shader in _PER_PIXEL else (s[run], slice(None))
+        c, label = shader(part, h, st)
+        color[run], seg[run] = c[i], torch.as_tensor(label).to(torch.uint8).expand(len(part))[i]
+    out, labels = torch.empty_like(color), torch.empty_like(seg)
+    out[order], labels[order] = color, seg
+    return out, labels
 
-# %% ../../nbs/2_field/28_heads.ipynb #258968b6
+# %% ../../nbs/2_field/28_heads.ipynb #956716cf
 BACKGROUNDS = ('gradient', 'noise', 'plain', 'white')
 
 def background(kind, seed, size): # one of BACKGROUNDS; integer; pixels -> sRGB [size,size,3]
@@ -579,7 +612,7 @@ def background(kind, seed, size): # one of BACKGROUNDS; integer; pixels -> sRGB 
     z = .5*c.mean(0) + .5*dull(torch.rand(k, k, 3, generator=g)*.8, .8*loud)
     return interpolate(z.permute(2, 0, 1)[None], size=(size, size), mode='bicubic', align_corners=True)[0].permute(1, 2, 0).clamp(0, 1)
 
-# %% ../../nbs/2_field/28_heads.ipynb #7942bd29
+# %% ../../nbs/2_field/28_heads.ipynb #080710f9
 def _draw(soup, c, S, hair, strands): # [25]; samples of a side; with hair?; noise values around a turn -> P, key, key of the bald head, origin [3]
     (M,), (K,) = split_label(c)
     x = (soup.v - M[:3, 3])@M[:3, :3]
@@ -591,7 +624,7 @@ def _draw(soup, c, S, hair, strands): # [25]; samples of a side; with hair?; noi
     zbuffer(key, P, soup.drawn, (soup.ends[0], soup.ends[1 + hair] - soup.ends[0]), S, strands=strands)
     return P, key, bald, M[:3, 3]
 
-# %% ../../nbs/2_field/28_heads.ipynb #01f8e1bb
+
 def _landmarks(soup, c, key, S): # -> uv [68,2], visible [68]
     (M,), (K,) = split_label(c)
     x = (soup.landmarks[:68] - M[:3, 3])@M[:3, :3]
@@ -608,7 +641,7 @@ def _pool(x, hit, S, k): # [n,ch] at samples -> mean [S/k,S/k,ch]
     full[hit] = x
     return full.view(S//k, k, S//k, k, -1).mean((1, 3))
 
-# %% ../../nbs/2_field/28_heads.ipynb #99a5b1c2
+# %% ../../nbs/2_field/28_heads.ipynb #17f1e06a
 def render_one(h, soup, c, size,       # HeadParams, Soup, [25], pixels
                hair=True,              # False: the same head without hair
                backdrop=None,          # one of BACKGROUNDS; None: the person's own
@@ -620,13 +653,14 @@ def render_one(h, soup, c, size,       # HeadParams, Soup, [25], pixels
     P, key, bald, o = _draw(soup, c, S, hair, st.strands)
     hit, f, corner, w = resolve(key, P, soup.faces, S)
     kind, x = soup.kind[f], embedding_bag(corner, torch.cat([soup.v, soup.attr], 1), per_sample_weights=w, mode='sum')
-    pos, n, q, t, b, ao, torso = x.split([3, 3, 3, 3, 1, 1, 1], 1)
-    n, to_eye = normalize(n, dim=1), o - pos
+    pos, n = x[:, :3], normalize(x[:, 3:6], dim=1)
+    to_eye = o - pos
     dist = to_eye.norm(dim=1, keepdim=True)
-    back = (n*to_eye).sum(1) < 0
+    back = (n*to_eye).sum(1) < 0                                                        # seen from within
     n = torch.where(back[:, None], -n, n)
     lamp = ShadowMap(soup.v, soup.drawn, soup.ends[1 + hair], h.light.key)
-    color, seg = shade(Samples(q, t, b[:, 0], ao[:, 0], torso[:, 0], n, to_eye/dist, pos, lamp.lit(pos + n*.003), back, kind), h, st)
+    x = torch.cat([x[:, 6:15], n, to_eye/dist, pos, lamp.lit(pos + n*.003)[:, None], back[:, None]], 1)
+    color, seg = shade(Samples(x, kind), h, st, hit//S//samples*size + hit % S//samples)
     m = _pool(torch.cat([color, n, dist, torch.ones_like(dist)], 1), hit, S, samples)
     mask = m[..., 7:]
     m = m/mask.clamp(min=1e-6)
@@ -642,7 +676,7 @@ def render_one(h, soup, c, size,       # HeadParams, Soup, [25], pixels
     x = _pool(torch.cat([embedding_bag(corner, soup.attr[:, 3:6].contiguous(), per_sample_weights=w, mode='sum'), torch.ones(len(hit), 1)], 1), hit, S, samples)
     return out | dict(corr=x[..., :3]/x[..., 3:].clamp(min=1e-6), corr_mask=x[..., 3:])
 
-# %% ../../nbs/2_field/28_heads.ipynb #538e0ffd
+# %% ../../nbs/2_field/28_heads.ipynb #f66dda90
 def render_heads(params,               # HeadParams, or one for every camera; neighbours that are the same object share one mesh
                  c,                    # [n,25] cameras
                  size=128,             # pixels

@@ -5,19 +5,20 @@
 # %% auto #0
 __all__ = ['GeneratorCfg', 'Generator']
 
-# %% ../../nbs/3_gan/30_generator.ipynb #ea4cdc85
+# %% ../../nbs/3_gan/30_generator.ipynb #1695f04f
 from dataclasses import dataclass
 import torch
 from torch import nn
 from fastcore.basics import patch
 from ..base.core import require
 from ..base.camera import check_label, rays
+from ..nets.ops import full_precision
 from ..nets.stylegan2 import Mapping, MappingCfg, Synthesis, SynthesisCfg, count_ws
 from ..nets.superres import SuperRes, SuperResCfg
 from ..field.planes import Decoder, DecoderCfg, PlaneSampler, SamplerCfg, make_field, planes_from_image
 from ..field.render import RenderCfg, render
 
-# %% ../../nbs/3_gan/30_generator.ipynb #0dd279a9
+# %% ../../nbs/3_gan/30_generator.ipynb #ddd28717
 @dataclass(frozen=True)
 class GeneratorCfg:
     "One component, one config; the defaults are the released ffhq512-128."
@@ -42,7 +43,7 @@ class GeneratorCfg:
             require(self.superres.channels == d.out_dim, f'superres.channels is {self.superres.channels}; the decoder makes {d.out_dim}')
             require(self.superres.w_dim == m.w_dim, f'superres.w_dim is {self.superres.w_dim}, mapping.w_dim {m.w_dim}')
 
-# %% ../../nbs/3_gan/30_generator.ipynb #8fcc6f7a
+# %% ../../nbs/3_gan/30_generator.ipynb #c78e1130
 class Generator(nn.Module):
     "The skeleton, and EG3D as it stands; other papers replace single methods."
     def __init__(self, cfg=GeneratorCfg()):
@@ -52,7 +53,7 @@ class Generator(nn.Module):
         self.decoder, self.superres = Decoder(cfg.decoder), SuperRes(cfg.superres)
         self.sampler = PlaneSampler(cfg.sampler)
 
-# %% ../../nbs/3_gan/30_generator.ipynb #9720de63
+# %% ../../nbs/3_gan/30_generator.ipynb #7000c018
 @patch
 def map(self: Generator,
         z,           # [b,z_dim]
@@ -63,7 +64,7 @@ def map(self: Generator,
     "Style codes."
     return self.mapping(z, c_cond, psi, cutoff)
 
-# %% ../../nbs/3_gan/30_generator.ipynb #5a61dde3
+# %% ../../nbs/3_gan/30_generator.ipynb #c79a7bec
 @patch
 def make_planes(self: Generator,
                 ws,              # [b,num_ws,w_dim]
@@ -75,7 +76,7 @@ def make_planes(self: Generator,
     s = self.cfg.sampler
     return planes_from_image(self.planes(ws, noise=noise, generator=generator), len(s.axes), s.depth)
 
-# %% ../../nbs/3_gan/30_generator.ipynb #d1529653
+# %% ../../nbs/3_gan/30_generator.ipynb #06250bea
 @patch
 def field(self: Generator,
           planes,      # [b,p,c,d,h,w]
@@ -92,7 +93,7 @@ def query(self: Generator,
     "The field at points: what meshes and density terms ask for."
     return self.field(planes, drive)(x)
 
-# %% ../../nbs/3_gan/30_generator.ipynb #3655200a
+# %% ../../nbs/3_gan/30_generator.ipynb #0424793c
 @patch
 def volume(self: Generator,
            planes, c,            # [b,p,c,d,h,w], [b,25]
@@ -103,7 +104,7 @@ def volume(self: Generator,
     out = render(self.field(planes, drive), *rays(c, r), self.cfg.render, **kw)
     return [x.transpose(1, 2).unflatten(2, (r, r)) for x in out]
 
-# %% ../../nbs/3_gan/30_generator.ipynb #9758ca79
+# %% ../../nbs/3_gan/30_generator.ipynb #28be7254
 @patch
 def background(self: Generator, feat, mask, ws, noise='random', generator=None):
     "What stands behind the head: nothing in EG3D. feat [b,C,r,r], mask [b,1,r,r] -> feat."
@@ -115,7 +116,7 @@ def to_raw(self: Generator, feat, ws):
     "feature image [b,C,r,r] -> raw image [b,3,r,r]."
     return feat[:, :3]
 
-# %% ../../nbs/3_gan/30_generator.ipynb #4c2521a7
+# %% ../../nbs/3_gan/30_generator.ipynb #9d4b4bea
 @patch
 def synthesize(self: Generator,
                ws, c,               # [b,num_ws,w_dim], [b,25] rendering cameras

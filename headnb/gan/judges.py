@@ -9,7 +9,7 @@ __all__ = ['IDENTITY', 'ACCESSORIES', 'FACE_ANGLE', 'TERMS', 'person', 'camera_t
            'train_step', 'auc', 'pair_auc', 'intersection_over_union', 'rotation_angle', 'measure',
            'standardise_features', 'save_judge', 'FeatureNet', 'Judges', 'load_judges', 'check_on_samples']
 
-# %% ../../nbs/3_gan/33_judges.ipynb #47e8b2ab
+# %% ../../nbs/3_gan/33_judges.ipynb #846e4dc3
 import copy, json, math, random
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from ..base.core import asset_path, from_dict, progress, require, sha256_of, sug
 from ..field.hair import STYLES
 from ..field.heads import SEG, render_heads, sample_head
 
-# %% ../../nbs/3_gan/33_judges.ipynb #e368b57e
+# %% ../../nbs/3_gan/33_judges.ipynb #f8857a13
 IDENTITY = 'shape tone freckles blotch age lip lip_strength brow iris'.split()   # what stays when a person is seen again
 ACCESSORIES = ('none', 'glasses', 'hat', 'glasses and hat')
 
@@ -35,7 +35,7 @@ def person(identity: int, variant: int):  # any integers; -> HeadParams
     white = dict(background='white') if r.random() < .15 else {}
     return replace(day, **{k: getattr(me, k) for k in IDENTITY}, **white)
 
-# %% ../../nbs/3_gan/33_judges.ipynb #e40ffdf1
+# %% ../../nbs/3_gan/33_judges.ipynb #9c26f2b8
 FACE_ANGLE = 75.   # degrees from the front up to which a face counts as visible
 
 
@@ -60,7 +60,7 @@ def angles(rotation,   # [n,3,3] camera to head
     r = rotation.float()
     return torch.atan2(-r[:, 0, 2], -r[:, 2, 2]), (-r[:, 1, 2]).clamp(-1, 1).asin(), torch.atan2(r[:, 1, 0], -r[:, 1, 1])
 
-# %% ../../nbs/3_gan/33_judges.ipynb #11c0843d
+# %% ../../nbs/3_gan/33_judges.ipynb #1d6a8fe7
 def judge_record(truth: dict,   # of rendered heads, as `render_heads` returns it
                  identity,      # [n] integers
                  size: int = 64,
@@ -111,7 +111,7 @@ def read_judge_set(folder,) -> dict:  # folder of `*.safetensors` shards
     rows = [load_file(s) for s in shards]
     return {k: torch.cat([r[k] for r in rows]) for k in rows[0]}
 
-# %% ../../nbs/3_gan/33_judges.ipynb #73f254f8
+# %% ../../nbs/3_gan/33_judges.ipynb #ea103de9
 @dataclass(frozen=True)
 class JudgeCfg:
     "What a judge looks for; names travel with the weights."
@@ -181,7 +181,7 @@ class JudgeNet(nn.Module):
         vectors = dict(zip(self.sizes, self.vector(F.relu(self.hidden(flat))).split(list(self.sizes.values()), 1)))
         return dict(features=self._pool(stages), identity=F.normalize(self.identity(flat), dim=1), parts=seg, landmarks=soft_argmax(self.spots(half)), **{**vectors, 'rotation': orthonormal(vectors['rotation']), 'front': vectors['front'][:, 0]})
 
-# %% ../../nbs/3_gan/33_judges.ipynb #512ca740
+# %% ../../nbs/3_gan/33_judges.ipynb #c7fae375
 def soft_argmax(maps,):  # [n,k,h,w] -> [n,k,2]: x, y in 0..1 of the image
     "Centre of mass of the softmax of each map."
     n, k, h, w = maps.shape
@@ -197,7 +197,7 @@ def orthonormal(six,):  # [n,6] -> rotation [n,3,3], columns from Gram-Schmidt
     b = F.normalize(b-(a*b).sum(1, keepdim=True)*a, dim=1)
     return torch.stack([a, b, torch.linalg.cross(a, b)], -1)
 
-# %% ../../nbs/3_gan/33_judges.ipynb #1a038802
+# %% ../../nbs/3_gan/33_judges.ipynb #d3e9290c
 TERMS = dict(identity=.5, parts=2., landmarks=1., rotation=2., shape=.3, expression=.5, style=.5, accessory=.3, front=.3)  # weights
 
 
@@ -214,18 +214,19 @@ def judge_losses(out: dict,     # of a JudgeNet
                  rec: dict,     # a batch of a judge record
                  proxies,       # [identities,e]
                  mean, std,     # of shape and expression codes: dicts of vectors
+                 rare=None,     # [parts] weights of the part labels; None: all equal
                 ) -> dict:      # name -> scalar
     "One number per head."
     front = rec['front'].float()
     shown = lambda v: (v*front).sum()/front.sum().clamp(min=1)
     code = lambda k: F.smooth_l1_loss(out[k], (rec[k].float()-mean[k])/std[k], reduction='none').mean(1)
     spots = F.smooth_l1_loss(out['landmarks']*64, rec['landmarks'].float()*64, reduction='none').mean((1, 2))
-    return dict(identity=shown(identity_loss(out['identity'], proxies, rec['identity'].long())), parts=F.cross_entropy(out['parts'], rec['seg'].long()),
+    return dict(identity=shown(identity_loss(out['identity'], proxies, rec['identity'].long())), parts=F.cross_entropy(out['parts'], rec['seg'].long(), weight=rare),
                 landmarks=(spots*(.2+.8*front)).mean(), rotation=(out['rotation']-rec['rotation'].float()).square().sum((1, 2)).mean(),
                 shape=shown(code('shape')), expression=shown(code('expression')), style=F.cross_entropy(out['style'], rec['style'].long()),
                 accessory=F.cross_entropy(out['accessory'], rec['accessory'].long()), front=F.binary_cross_entropy_with_logits(out['front'], front))
 
-# %% ../../nbs/3_gan/33_judges.ipynb #10dbcc91
+# %% ../../nbs/3_gan/33_judges.ipynb #05b848e5
 def worsen(x,           # images [n,3,h,w] in -1..1
            generator=None):
     "Random light and colour; some images at half size, some noisy."
@@ -236,7 +237,7 @@ def worsen(x,           # images [n,3,h,w] in -1..1
     noise = torch.randn(y.shape, generator=generator)*u(0, .15)
     return torch.where(u(0, 1) < .3, y+noise, y).clamp(-1, 1)
 
-# %% ../../nbs/3_gan/33_judges.ipynb #eb867d99
+# %% ../../nbs/3_gan/33_judges.ipynb #e57d0089
 @dataclass(frozen=True)
 class FitCfg:
     "How a judge is trained."
@@ -273,6 +274,7 @@ def fit(net: JudgeNet, data: dict,   # a judge record
     people, which = data['identity'].unique(return_inverse=True)
     data = {**data, 'identity': which}
     mean, std = [{k: getattr(data[k].float(), f)(0).clamp(min=-math.inf if f == 'mean' else 1e-3) for k in ('shape', 'expression')} for f in ('mean', 'std')]
+    rare = torch.bincount(data['seg'].flatten().long(), minlength=len(net.cfg.parts)).add(1).float().pow(-.35)     # a lip is as interesting as a background
     proxies = nn.Parameter(torch.randn(len(people), net.cfg.embed, generator=g)*.1)
     opt = torch.optim.AdamW([*net.parameters(), proxies], lr=cfg.lr, weight_decay=cfg.decay, fused=True)
     before, seen = _resume(path, net, opt, proxies, people, g)
@@ -284,7 +286,7 @@ def fit(net: JudgeNet, data: dict,   # a judge record
         rows, order = torch.tensor(order[:cfg.batch*cfg.workers]).view(cfg.workers, -1), order[cfg.batch*cfg.workers:]
         lr = cfg.lr*min(1, seen/6400+.05)*(.5+.5*math.cos(math.pi*min(spent/cfg.seconds, 1)))
         dice = [torch.Generator().manual_seed(int(torch.randint(2**62, (1,), generator=g))) for _ in rows]
-        terms = train_step(net, nets, proxies, opt, [{k: v[r] for k, v in data.items()} for r in rows], mean, std, lr, dice)
+        terms = train_step(net, nets, proxies, opt, [{k: v[r] for k, v in data.items()} for r in rows], mean, std, lr, dice, rare)
         spent, seen = before+time.time()-start, seen+rows.numel()
         bar.update(int(spent)-bar.n)
         if spent-saved > cfg.save_every or spent >= cfg.seconds or spent-before >= stop:
@@ -304,11 +306,11 @@ def twins(net, n: int,):  # how many
     return copies
 
 
-def train_step(net, nets, proxies, opt, batches, mean, std, lr, generators):
+def train_step(net, nets, proxies, opt, batches, mean, std, lr, generators, rare=None):
     "One step; each of `nets` (twins of `net`) works on a batch of its own, at the same time. Returns the terms of the first."
     from concurrent.futures import ThreadPoolExecutor
     def work(twin, rec, g):
-        terms = judge_losses(twin(worsen(rec['image'].float()/127.5-1, g)), rec, proxies, mean, std)
+        terms = judge_losses(twin(worsen(rec['image'].float()/127.5-1, g)), rec, proxies, mean, std, rare)
         twin.zero_grad()
         (sum(TERMS[k]*v for k, v in terms.items())/len(nets)).backward()
         return {k: v.detach() for k, v in terms.items()}
@@ -320,7 +322,7 @@ def train_step(net, nets, proxies, opt, batches, mean, std, lr, generators):
     opt.step()
     return terms[0]
 
-# %% ../../nbs/3_gan/33_judges.ipynb #7b2bb95a
+# %% ../../nbs/3_gan/33_judges.ipynb #2c2a56b8
 def auc(yes, no,):  # scores of the positive and of the negative cases
     "Probability that a positive scores higher than a negative (ties count half)."
     order = torch.cat([no, yes]).double()
@@ -339,7 +341,7 @@ def pair_auc(embedding,  # [n,e], unit length
     require(same.any() and (~same).any(), 'pair_auc needs pairs of the same and of different identities')
     return auc(score[same], score[~same])
 
-# %% ../../nbs/3_gan/33_judges.ipynb #160b060e
+# %% ../../nbs/3_gan/33_judges.ipynb #3f3bd3da
 def intersection_over_union(guess, truth, classes: int):  # label maps -> [classes], NaN where absent
     "Intersection over union of each part, over all images."
     both = torch.bincount((truth.long()*classes+guess.long()).flatten(), minlength=classes**2).view(classes, classes).double()
@@ -369,7 +371,7 @@ def measure(net: JudgeNet, data: dict,  # held-out judge record
             'accessory accuracy': hit('accessory'), 'front-face AUC': auc(out['front'][front], out['front'][~front]), 'pose error degrees median': angle.median().item(), 'pose error degrees mean': angle.mean().item(),
             'shape correlation': fit_of('shape'), 'expression correlation': fit_of('expression')}
 
-# %% ../../nbs/3_gan/33_judges.ipynb #98afbc5e
+# %% ../../nbs/3_gan/33_judges.ipynb #4f8bd24b
 @torch.no_grad()
 def standardise_features(net: JudgeNet, images,):  # uint8 [n,3,h,w]: a sample of the training images
     "Set the mean and spread by which the FID features are standardised."
@@ -397,7 +399,7 @@ class FeatureNet(nn.Module):
 
     def forward(self, x): return self.features(x)
 
-# %% ../../nbs/3_gan/33_judges.ipynb #ab37dd46
+# %% ../../nbs/3_gan/33_judges.ipynb #b1ba0181
 class Judges:
     "The judges: one method per head, each with a name, each replaceable."
     HEADS = ('features', 'identity', 'parts', 'landmarks', 'pose', 'codes', 'style', 'accessory', 'front')
@@ -463,7 +465,7 @@ def load_judges(path=None,      # weights; None: the shipped ones
     net.load_state_dict(state, strict=False)
     return Judges(net.to(device), f'headnb judge {sha256_of(path)[:8]}', about)
 
-# %% ../../nbs/3_gan/33_judges.ipynb #cd30d9f3
+# %% ../../nbs/3_gan/33_judges.ipynb #1bbfc63e
 @torch.no_grad()
 def check_on_samples(judges: Judges, sample,   # sample(z [b,z_dim], c [b,25]) -> images
                      cameras,                  # [v,25]: each latent is seen from all of them

@@ -9,7 +9,7 @@ __all__ = ['RUN_LENGTH', 'KILL_POINTS', 'ReconCfg', 'TrainCfg', 'kill_point', 'r
            'load_checkpoint', 'resume', 'Log', 'preview', 'Pictures', 'crossed', 'Diverged', 'check_finite', 'train',
            'export_state', 'import_state']
 
-# %% ../../nbs/3_gan/37_train.ipynb #b4b00618
+# %% ../../nbs/3_gan/37_train.ipynb #eb37edd3
 from dataclasses import dataclass, field, replace
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,12 +21,12 @@ from ..base.show import image_grid
 from .data import Batches, pose_weights
 from .terms import ImageLatents, Latents, Logistic, R1, Recon, ScheduleCfg, Step, density_terms, ema_beta, lazy_adam, total
 
-# %% ../../nbs/3_gan/37_train.ipynb #1747337c
+# %% ../../nbs/3_gan/37_train.ipynb #b2a35353
 @dataclass(frozen=True)
 class ReconCfg:
     "The warm start of notebook 35: reconstruct the training views first, then hand over to the GAN."
     kimg: float = 0.        # thousand images of pure reconstruction; 0: none
-    fade_kimg: float = 0.   # then its weight falls to `end` over so many
+    fade_kimg: float = 0.   # then its weight falls to `end` over so many, and the GAN's rises
     end: float = 0.
     d_kimg: float = 2.      # D starts learning so many before G hears of it
     latents: Literal['encoder', 'table'] = 'encoder'
@@ -76,7 +76,7 @@ class TrainCfg:
 
 RUN_LENGTH = ('kimg', 'max_seconds', 'snapshot_kimg', 'keep', 'preview_kimg', 'log_every', 'tensorboard')   # may change on resume
 
-# %% ../../nbs/3_gan/37_train.ipynb #57525718
+# %% ../../nbs/3_gan/37_train.ipynb #bdc5b24b
 KILL_POINTS = ('loader', 'G_step', 'G_reg', 'D_step', 'R1', 'EMA', 'checkpoint_write', 'rename')
 
 
@@ -87,7 +87,7 @@ def kill_point(name: str,  # one of KILL_POINTS
     at = os.environ.get('HEADNB_KILL_AT')
     if at and at == f'{name}:{step}': os.kill(os.getpid(), signal.SIGKILL)
 
-# %% ../../nbs/3_gan/37_train.ipynb #54ff422b
+# %% ../../nbs/3_gan/37_train.ipynb #7e6e79bf
 def rng_state() -> dict:  # tensors and plain data
     "The state of every random generator of this process."
     kind, keys, *rest = np.random.get_state()
@@ -112,7 +112,7 @@ def rng_kept():
     try: yield
     finally: set_rng_state(s)
 
-# %% ../../nbs/3_gan/37_train.ipynb #5f6568e4
+# %% ../../nbs/3_gan/37_train.ipynb #621718f5
 @dataclass
 class Phase:
     "Terms that are evaluated together, with the optimiser they drive."
@@ -133,7 +133,7 @@ def make_phases(terms,  # list of terms
         if mine: out.append(Phase(name, who, mine, mine[0].every))
     return out
 
-# %% ../../nbs/3_gan/37_train.ipynb #50f0324d
+# %% ../../nbs/3_gan/37_train.ipynb #b7234433
 def after(kimg: float, weight: float = 1.):  # -> function of kimg
     "A weight that is zero before `kimg`."
     return (lambda k: weight if k >= kimg else 0.) if kimg > 0 else weight
@@ -156,10 +156,11 @@ def default_terms(cfg: TrainCfg,
     fade = lambda k: 1. if k < start else r.end + (1 - r.end)*max(0., 1 - (k - start)/r.fade_kimg) if r.fade_kimg else r.end
     out = [Recon(weight=fade, latents=latents, mask=r.mask, outside=r.outside, depth=r.depth, kl=r.kl)] if start else []
     lazy = density_terms(cfg.density, cfg.density_weight, cfg.density_every, cfg.density_std, box_warp)
-    out += [Logistic(weight=after(start), who='G'), *lazy]
+    rise = (lambda k: 0. if k < start else min(1., 0.05 + (k - start)/r.fade_kimg)) if start and r.fade_kimg else after(start)
+    out += [Logistic(weight=rise, who='G'), *lazy]
     return out + [Logistic(weight=after(start - r.d_kimg), who='D'), R1(weight=after(start - r.d_kimg), every=cfg.r1_every, gamma=cfg.gamma, keys=cfg.r1_keys)]
 
-# %% ../../nbs/3_gan/37_train.ipynb #7173fcd9
+# %% ../../nbs/3_gan/37_train.ipynb #99ea213b
 class Run:
     "A training run: networks, optimisers, data order, counters."
     def __init__(self, G, D, data,
@@ -208,7 +209,7 @@ class Run:
                 for t in (m.state_dict().values() if m else ()): t.copy_(broadcast(t.contiguous()))
         torch.manual_seed(self.cfg.seed*self.world + self.acc.process_index)
 
-# %% ../../nbs/3_gan/37_train.ipynb #344f05f7
+# %% ../../nbs/3_gan/37_train.ipynb #e4eba551
 def draw(run: Run, real, who) -> Step:
     "A fresh step: latents and cameras at random (`weights` of the poses included)."
     b, n = run.cfg.batch//run.world, len(run.labels)
@@ -228,7 +229,7 @@ def clean_gradients(run: Run, who) -> dict:  # numbers for the log
         for g in grads: g.nan_to_num_(0., 1e5, -1e5)
     return {f'{who}/grad': norm.nan_to_num(0., 0.), f'{who}/bad_grad': (~norm.isfinite()).float()}
 
-# %% ../../nbs/3_gan/37_train.ipynb #90310d5e
+# %% ../../nbs/3_gan/37_train.ipynb #d14b11c0
 def play(run: Run, phase: Phase, real: dict) -> dict:  # numbers for the log
     "One optimiser step of one phase."
     terms = phase.active(run.nimg)
@@ -271,7 +272,7 @@ def adapt(run: Run, stats):
     run.augment.adjust(float(mean), run.cfg.batch)
     run.signs = [0., 0]
 
-# %% ../../nbs/3_gan/37_train.ipynb #5dd12281
+# %% ../../nbs/3_gan/37_train.ipynb #8e0226a7
 def _modules(run): return {k: m for k in ('G', 'D', 'G_ema', 'latents', 'augment') if (m := getattr(run, k)) is not None}
 
 
@@ -340,7 +341,7 @@ def _write_shared(run, new, where):
 def _sync(path):
     with open(path, 'rb') as f: os.fsync(f.fileno())
 
-# %% ../../nbs/3_gan/37_train.ipynb #aa3123c7
+# %% ../../nbs/3_gan/37_train.ipynb #73c74835
 def checkpoints(out) -> list:  # folders, oldest first
     "The complete checkpoints of a run."
     return sorted(Path(out).glob('checkpoints/step-*'))
@@ -366,7 +367,7 @@ def newest(out,  # folder of a run
     require(not bad, f'{out}: no checkpoint can be used ({"; ".join(bad)})')
     return None, bad
 
-# %% ../../nbs/3_gan/37_train.ipynb #aeaf2249
+# %% ../../nbs/3_gan/37_train.ipynb #aaf9a268
 def first_difference(a: dict, b: dict, where=''):  # -> 'train.batch: 8 here, 16 there' or ''
     "The first entry in which two nested configurations differ."
     for k in sorted({*a, *b}):
@@ -411,7 +412,7 @@ def resume(run: Run,
     if folder is not None: load_checkpoint(run, folder)
     return bad
 
-# %% ../../nbs/3_gan/37_train.ipynb #644b0d37
+# %% ../../nbs/3_gan/37_train.ipynb #5fee254f
 class Log:
     "metrics.jsonl, and TensorBoard if asked."
     def __init__(self, out, every=20, tensorboard=False):
@@ -439,7 +440,7 @@ class Log:
         with open(self.path, 'a') as f: f.write(json.dumps(row) + '\n')
         for k, v in row.items() if self.board else (): self.board.add_scalar(k, v or 0., run.step)
 
-# %% ../../nbs/3_gan/37_train.ipynb #60bd66b2
+# %% ../../nbs/3_gan/37_train.ipynb #68944892
 @torch.no_grad()
 def preview(run, rows=4, yaws=(-.5, 0., .5)):  # -> uint8 [h,w,3]
     "Fixed latents of the averaged generator from fixed cameras: own training cameras first, then their depth."
@@ -466,7 +467,7 @@ def crossed(run, kimg) -> bool:
     "Did the last step pass a multiple of `kimg`?"
     return kimg > 0 and run.nimg//(1000*kimg) > (run.nimg - run.cfg.batch)//(1000*kimg)
 
-# %% ../../nbs/3_gan/37_train.ipynb #cd89b609
+# %% ../../nbs/3_gan/37_train.ipynb #b4485e2e
 class Diverged(RuntimeError):
     "The loss is not finite or too large; the message names the step and the last good checkpoint."
 
@@ -477,7 +478,7 @@ def check_finite(run: Run):
     last = checkpoints(run.out)[-1:]
     raise Diverged(f'the loss was not finite or above {run.cfg.max_loss:g} at step {bad}; ' + (f'the last good checkpoint is {last[0]}' if last else 'no checkpoint had been written'))
 
-# %% ../../nbs/3_gan/37_train.ipynb #273d86a9
+# %% ../../nbs/3_gan/37_train.ipynb #bdcb243c
 def train(G, D, data,
           cfg: TrainCfg,
           out,                # folder of the run
@@ -530,7 +531,7 @@ def _stopper(out):
     def agreed(run): return run.step % run.cfg.log_every == 0 and bool(run.acc.reduce(torch.tensor(float(wanted(run)), device=run.device), 'sum') > 0)
     return lambda run: wanted(run) if run.world == 1 else agreed(run)
 
-# %% ../../nbs/3_gan/37_train.ipynb #ea8b4f47
+# %% ../../nbs/3_gan/37_train.ipynb #1b58e9cd
 def export_state(run: Run, path, info=None):  # info: JSON-able facts to keep with the weights
     "Write G, G_ema, D (bfloat16), latents and counters to one safetensors file."
     from safetensors.torch import save_file

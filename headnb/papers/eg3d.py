@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CONFIGS', 'EG3DCfg', 'released', 'small', 'short', 'config']
 
-# %% ../../nbs/4_papers/40_eg3d.ipynb #c8c27fff
+# %% ../../nbs/4_papers/40_eg3d.ipynb #06efd2d8
 from dataclasses import dataclass
 from math import prod
 from ..base.core import require, suggest
@@ -16,9 +16,9 @@ from ..field.planes import DecoderCfg, SamplerCfg
 from ..field.render import RenderCfg
 from ..gan.generator import Generator, GeneratorCfg
 from ..gan.terms import ScheduleCfg
-from ..gan.train import TrainCfg
+from ..gan.train import ReconCfg, TrainCfg
 
-# %% ../../nbs/4_papers/40_eg3d.ipynb #6b30e660
+# %% ../../nbs/4_papers/40_eg3d.ipynb #9bcd863a
 @dataclass(frozen=True)
 class EG3DCfg:
     "Everything an EG3D run needs: generator, discriminator, training."
@@ -31,7 +31,7 @@ class EG3DCfg:
         side = g.superres.size*prod(g.superres.ups) if g.superres.widths else g.raw_size
         require(d.resolution == side, f'D reads images of side {d.resolution}; G makes {side}')
 
-# %% ../../nbs/4_papers/40_eg3d.ipynb #6af7dc6d
+# %% ../../nbs/4_papers/40_eg3d.ipynb #586d7975
 def released(white_back=False,  # add the missing opacity as white
              box_warp=1.,       # side of the cube, world units
              near=2.25, far=3.3,# depth limits along the ray
@@ -45,7 +45,7 @@ def released(white_back=False,  # add the missing opacity as white
                                 render=RenderCfg(samples, samples, near, far, box_warp, white_back=white_back), superres=superres_cfg(superres, half='float16')),
                    DiscriminatorCfg(resolution=resolution, half='float16'), train)
 
-# %% ../../nbs/4_papers/40_eg3d.ipynb #b25d71ae
+# %% ../../nbs/4_papers/40_eg3d.ipynb #4f82e2f9
 def small(side,               # of the image, pixels
           raw,                # of the volume rendering, pixels
           planes=64,          # side of the planes
@@ -63,7 +63,7 @@ def small(side,               # of the image, pixels
                      DecoderCfg(channels, 2*channels, channels), RenderCfg(samples, 0, near, far, white_back=white_back), sr, raw)
     return EG3DCfg(G, DiscriminatorCfg(side, channel_base=base*2//3, channel_max=top, map_layers=2, clamp=None), train)
 
-# %% ../../nbs/4_papers/40_eg3d.ipynb #73740f0f
+# %% ../../nbs/4_papers/40_eg3d.ipynb #88f9889e
 def short(kimg, batch, blur, gamma, raw, **kw):
     "Training of a small model: the published schedules, shortened in proportion."
     return TrainCfg(kimg=kimg, batch=batch, gamma=gamma, snapshot_kimg=kw.pop('snapshot_kimg', 10.), density_every=8, channels_last=True, share_fakes=True,
@@ -73,8 +73,8 @@ def short(kimg, batch, blur, gamma, raw, **kw):
 CONFIGS = {
     'tiny': small(16, 16, planes=16, channels=8, w_dim=32, base=512, top=32, samples=12, train=short(0.064, 8, 0., 0.3, 16, log_every=1)),
     'micro': small(32, 32, planes=32, channels=12, w_dim=64, base=1024, top=64, samples=20, train=short(10., 16, 2., 0.3, 32)),
-    'mini': small(64, 32, train=short(400., 16, 2., 0.5, 32)),
-    'mini360': small(64, 32, near=2.3, far=3.1, white_back=True, train=short(400., 16, 2., 0.5, 32)),
+    'mini': small(64, 32, train=short(400., 16, 2., 0.5, 32, recon=ReconCfg(kimg=60., fade_kimg=40., end=0.05))),
+    'mini360': small(64, 32, near=2.3, far=3.1, white_back=True, train=short(400., 16, 2., 0.5, 32, recon=ReconCfg(kimg=60., fade_kimg=40., end=0.05, outside=True))),
     'paper': released(train=TrainCfg(schedule=ScheduleCfg(raw_size=64))),
     'paper-128': released(raw_size=128, train=TrainCfg(kimg=2000., schedule=ScheduleCfg(blur_sigma=0., blur_kimg=0., raw_size=64, raw_final=128, ema_rampup=None))),
     'paper-cats': released(train=TrainCfg(gamma=5., ada=True, schedule=ScheduleCfg(raw_size=64, swap_prob=0.8))),
