@@ -7,13 +7,13 @@ __all__ = ['TEMPLATES', 'EXIT', 'override', 'TrainRun', 'paper_module', 'model_c
            'check_parameters', 'open_data', 'check', 'environment', 'run_folder', 'html_report', 'execute', 'run',
            'build', 'fit', 'fit_processes', 'worker', 'main']
 
-# %% ../nbs/6_tools/64_runs.ipynb #3bb89644
+# %% ../nbs/6_tools/64_runs.ipynb #0963352f
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 import argparse, importlib, json, os, platform, signal, subprocess, sys, time
 from .base.core import BadInput, config_hash, from_dict, repo_path, require, suggest, to_dict, write_atomic
 
-# %% ../nbs/6_tools/64_runs.ipynb #58ecc29c
+# %% ../nbs/6_tools/64_runs.ipynb #2899151f
 def override(base: dict,      # nested plain data
              changes: dict,   # the same shape, only what differs
              where='config',  # for messages
@@ -26,7 +26,7 @@ def override(base: dict,      # nested plain data
         out[k] = override(base[k], v, f'{where}.{k}') if isinstance(base[k], dict) else v
     return out
 
-# %% ../nbs/6_tools/64_runs.ipynb #38802658
+# %% ../nbs/6_tools/64_runs.ipynb #cb2981ff
 @dataclass(frozen=True)
 class TrainRun:
     "Parameters of `9_runs/train.ipynb`."
@@ -60,7 +60,7 @@ def model_config(spec: TrainRun):  # -> the paper's dataclass with fields G, D, 
     changes = {k: getattr(spec, k) for k in ('G', 'D', 'train') if getattr(spec, k)}
     return from_dict(type(preset), override(to_dict(preset), changes))
 
-# %% ../nbs/6_tools/64_runs.ipynb #beefa4ec
+# %% ../nbs/6_tools/64_runs.ipynb #1bdf13d2
 def read_spec(spec,            # 'tiny/eg3d' or a path
               changes=(),      # 'name.name=value', value in YAML
              ):                # (name of the run, name of the template, parameters)
@@ -89,7 +89,7 @@ def template_path(name: str) -> Path:
     require(path.is_file(), f'no template {name!r}{suggest(name, [p.stem for p in path.parent.glob("*.ipynb")])}')
     return path
 
-# %% ../nbs/6_tools/64_runs.ipynb #cdb1fdfe
+# %% ../nbs/6_tools/64_runs.ipynb #62f4f38c
 def check_parameters(template: str, params: dict):
     "Parameters against the notebook's own parameters cell: names, and the type of each default."
     import papermill, logging
@@ -122,7 +122,7 @@ def check(template, params):
     if spec.state: require(repo_path(spec.state).parent.is_dir(), f'no folder {repo_path(spec.state).parent} for the state')
     return spec, facts
 
-# %% ../nbs/6_tools/64_runs.ipynb #68bb0e4a
+# %% ../nbs/6_tools/64_runs.ipynb #8df85d12
 def environment() -> dict:
     "Machine, versions, commit and command."
     from importlib.metadata import distributions
@@ -142,7 +142,7 @@ def run_folder(name: str, resume: bool, root=None) -> Path:
         return used[-1]
     return root/(name if not used else f'{name}-{int(used[-1].name[len(name) + 1:] or 1) + 1}')
 
-# %% ../nbs/6_tools/64_runs.ipynb #ffb04956
+# %% ../nbs/6_tools/64_runs.ipynb #e7bc640c
 EXIT = {'done': 0, 'failed': 1, 'refused': 2, 'killed': 3, 'resumable': 4}
 
 
@@ -177,7 +177,7 @@ def execute(template: str, params: dict, out: Path, bar=True) -> str:  # a key o
     if notebook.exists(): html_report(notebook)
     return _status(out, status, why=why, seconds=round(time.time() - begin, 1), resumable=bool(list(out.glob('checkpoints/step-*'))) and status != 'done')
 
-# %% ../nbs/6_tools/64_runs.ipynb #101b1bce
+# %% ../nbs/6_tools/64_runs.ipynb #4ad82519
 def run(spec, changes=(), resume=False, dry=False, root=None, bar=True):  # -> (status, folder)
     "Check a specification, make its folder, execute it."
     name, template, params = read_spec(spec, changes)
@@ -206,7 +206,7 @@ def _same_run(out, facts):
     require(not wrong, f'{out.name} cannot be resumed: {wrong.replace("checkpoint", "run")}')
     require(facts.get('data_hash') == before.get('data_hash'), f'{out.name} cannot be resumed: its data were {before.get("data_hash")}, these are {facts.get("data_hash")}')
 
-# %% ../nbs/6_tools/64_runs.ipynb #cbec7be4
+# %% ../nbs/6_tools/64_runs.ipynb #4727d60d
 def build(spec: TrainRun, cfg):  # -> (G, D)
     "The networks of a configuration, seeded."
     import torch
@@ -229,9 +229,11 @@ def fit(spec: TrainRun, cfg, data, out, resume='auto', observers=None):  # -> th
         augment = ADA(ADACfg(target=cfg.train.ada_target, kimg=cfg.train.ada_kimg))
     terms = module.terms(cfg) if hasattr(module, 'terms') else None
     begin = (lambda r: t.import_state(r, state)) if state and state.exists() else None
-    run = t.train(*G_D, data, cfg.train, out, terms, augment, observers, resume, {k: v for k, v in to_dict(cfg).items()}, begin)
+    info = {'paper': spec.paper, 'config': spec.config, **{k: data.meta[k] for k in ('multi_view',) if k in data.meta}}
+    if observers is None: observers = t.default_observers(cfg.train, out) + ([t.Keep(state, info)] if state else [])
+    run = t.train(*G_D, data, cfg.train, out, terms, augment, observers, resume, to_dict(cfg), begin)
     if run.acc.is_main_process:
-        if state: t.export_state(run, state, {'paper': spec.paper, 'config': spec.config, **{k: data.meta[k] for k in ('multi_view',) if k in data.meta}})
+        if state: t.export_state(run, state, info)
         write_atomic(Path(out)/'result.json', json.dumps(dict(status=run.status, step=run.step, kimg=run.nimg/1000, seconds=run.seconds, config_hash=config_hash(cfg), data_hash=data.hash)))
     return run
 
@@ -254,7 +256,7 @@ def worker(out):
     cfg = model_config(spec)
     fit(spec, cfg, open_data(spec, cfg), out)
 
-# %% ../nbs/6_tools/64_runs.ipynb #6ababc36
+# %% ../nbs/6_tools/64_runs.ipynb #6761dd18
 def main(argv=None) -> int:
     "headnb-run SPEC [-p name=value ...] [--resume] [--dry-run] [--out FOLDER]"
     p = argparse.ArgumentParser('headnb-run', description='Execute a run: papermill_runs/<size>/<paper>.yaml. Exit codes: ' + ', '.join(f'{v} {k}' for k, v in EXIT.items()))

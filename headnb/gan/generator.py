@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GeneratorCfg', 'Generator']
 
-# %% ../../nbs/3_gan/30_generator.ipynb #1695f04f
+# %% ../../nbs/3_gan/30_generator.ipynb #8e54f53e
 from dataclasses import dataclass
 import torch
 from torch import nn
@@ -18,7 +18,7 @@ from ..nets.superres import SuperRes, SuperResCfg
 from ..field.planes import Decoder, DecoderCfg, PlaneSampler, SamplerCfg, make_field, planes_from_image
 from ..field.render import RenderCfg, render
 
-# %% ../../nbs/3_gan/30_generator.ipynb #ddd28717
+# %% ../../nbs/3_gan/30_generator.ipynb #41308f70
 @dataclass(frozen=True)
 class GeneratorCfg:
     "One component, one config; the defaults are the released ffhq512-128."
@@ -43,7 +43,7 @@ class GeneratorCfg:
             require(self.superres.channels == d.out_dim, f'superres.channels is {self.superres.channels}; the decoder makes {d.out_dim}')
             require(self.superres.w_dim == m.w_dim, f'superres.w_dim is {self.superres.w_dim}, mapping.w_dim {m.w_dim}')
 
-# %% ../../nbs/3_gan/30_generator.ipynb #c78e1130
+# %% ../../nbs/3_gan/30_generator.ipynb #f474f998
 class Generator(nn.Module):
     "The skeleton, and EG3D as it stands; other papers replace single methods."
     def __init__(self, cfg=GeneratorCfg()):
@@ -53,7 +53,7 @@ class Generator(nn.Module):
         self.decoder, self.superres = Decoder(cfg.decoder), SuperRes(cfg.superres)
         self.sampler = PlaneSampler(cfg.sampler)
 
-# %% ../../nbs/3_gan/30_generator.ipynb #7000c018
+# %% ../../nbs/3_gan/30_generator.ipynb #fae538d0
 @patch
 def map(self: Generator,
         z,           # [b,z_dim]
@@ -64,7 +64,7 @@ def map(self: Generator,
     "Style codes."
     return self.mapping(z, c_cond, psi, cutoff)
 
-# %% ../../nbs/3_gan/30_generator.ipynb #c79a7bec
+# %% ../../nbs/3_gan/30_generator.ipynb #bf49995b
 @patch
 def make_planes(self: Generator,
                 ws,              # [b,num_ws,w_dim]
@@ -76,7 +76,7 @@ def make_planes(self: Generator,
     s = self.cfg.sampler
     return planes_from_image(self.planes(ws, noise=noise, generator=generator), len(s.axes), s.depth)
 
-# %% ../../nbs/3_gan/30_generator.ipynb #06250bea
+# %% ../../nbs/3_gan/30_generator.ipynb #1101d1de
 @patch
 def field(self: Generator,
           planes,      # [b,p,c,d,h,w]
@@ -91,9 +91,9 @@ def query(self: Generator,
           x,           # [b,m,3] world points
           drive=None): # feat [b,m,C] and raw density sigma [b,m,1]
     "The field at points: what meshes and density terms ask for."
-    return self.field(planes, drive)(x)
+    with full_precision(x): return self.field(planes, drive)(x)
 
-# %% ../../nbs/3_gan/30_generator.ipynb #0424793c
+# %% ../../nbs/3_gan/30_generator.ipynb #5e13f44c
 @patch
 def volume(self: Generator,
            planes, c,            # [b,p,c,d,h,w], [b,25]
@@ -101,10 +101,10 @@ def volume(self: Generator,
            drive=None, **kw):    # deterministic, generator, memory, density_noise, path: of `render`
     "feat [b,C,r,r], depth [b,1,r,r], mask [b,1,r,r]."
     r = raw_size or self.cfg.raw_size
-    out = render(self.field(planes, drive), *rays(c, r), self.cfg.render, **kw)
+    with full_precision(c): out = render(self.field(planes, drive), *rays(c, r), self.cfg.render, **kw)
     return [x.transpose(1, 2).unflatten(2, (r, r)) for x in out]
 
-# %% ../../nbs/3_gan/30_generator.ipynb #28be7254
+# %% ../../nbs/3_gan/30_generator.ipynb #aaf76253
 @patch
 def background(self: Generator, feat, mask, ws, noise='random', generator=None):
     "What stands behind the head: nothing in EG3D. feat [b,C,r,r], mask [b,1,r,r] -> feat."
@@ -116,7 +116,7 @@ def to_raw(self: Generator, feat, ws):
     "feature image [b,C,r,r] -> raw image [b,3,r,r]."
     return feat[:, :3]
 
-# %% ../../nbs/3_gan/30_generator.ipynb #9d4b4bea
+# %% ../../nbs/3_gan/30_generator.ipynb #0ab6c17c
 @patch
 def synthesize(self: Generator,
                ws, c,               # [b,num_ws,w_dim], [b,25] rendering cameras

@@ -6,10 +6,10 @@
 __all__ = ['RUN_LENGTH', 'KILL_POINTS', 'ReconCfg', 'TrainCfg', 'kill_point', 'rng_state', 'set_rng_state', 'rng_kept', 'Phase',
            'make_phases', 'after', 'make_latents', 'default_terms', 'Run', 'draw', 'clean_gradients', 'play', 'average',
            'adapt', 'save_checkpoint', 'same_everywhere', 'checkpoints', 'damage', 'newest', 'first_difference',
-           'load_checkpoint', 'resume', 'Log', 'preview', 'Pictures', 'crossed', 'Diverged', 'check_finite', 'train',
-           'export_state', 'import_state']
+           'load_checkpoint', 'resume', 'Log', 'preview', 'Pictures', 'Keep', 'default_observers', 'crossed',
+           'Diverged', 'check_finite', 'train', 'export_state', 'import_state']
 
-# %% ../../nbs/3_gan/37_train.ipynb #eb37edd3
+# %% ../../nbs/3_gan/37_train.ipynb #f1ecb562
 from dataclasses import dataclass, field, replace
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +21,7 @@ from ..base.show import image_grid
 from .data import Batches, pose_weights
 from .terms import ImageLatents, Latents, Logistic, R1, Recon, ScheduleCfg, Step, density_terms, ema_beta, lazy_adam, total
 
-# %% ../../nbs/3_gan/37_train.ipynb #b2a35353
+# %% ../../nbs/3_gan/37_train.ipynb #1be50591
 @dataclass(frozen=True)
 class ReconCfg:
     "The warm start of notebook 35: reconstruct the training views first, then hand over to the GAN."
@@ -62,9 +62,10 @@ class TrainCfg:
     mirror: bool = False                 # every picture also flipped, its camera mirrored
     balance: float = 0.                  # strength of the re-balancing of poses
     precision: Literal['fp32', 'bf16', 'fp16'] = 'fp32'
+    tf32: bool = False                   # on NVIDIA GPUs; released: off
     channels_last: bool = False
     seed: int = 0
-    warmup_kimg: float = 0.              # learning rates rise from 0 (after weights without Adam's moments were loaded)
+    warmup_kimg: float = 1.              # after weights without Adam's moments were loaded, learning rates rise from 0 over so many
     max_seconds: float | None = None     # stop with a checkpoint, resumable
     max_loss: float = 1e4                # larger is an explosion
     snapshot_kimg: float = 50.
@@ -76,7 +77,7 @@ class TrainCfg:
 
 RUN_LENGTH = ('kimg', 'max_seconds', 'snapshot_kimg', 'keep', 'preview_kimg', 'log_every', 'tensorboard')   # may change on resume
 
-# %% ../../nbs/3_gan/37_train.ipynb #bdc5b24b
+# %% ../../nbs/3_gan/37_train.ipynb #68d6b9a3
 KILL_POINTS = ('loader', 'G_step', 'G_reg', 'D_step', 'R1', 'EMA', 'checkpoint_write', 'rename')
 
 
@@ -87,7 +88,7 @@ def kill_point(name: str,  # one of KILL_POINTS
     at = os.environ.get('HEADNB_KILL_AT')
     if at and at == f'{name}:{step}': os.kill(os.getpid(), signal.SIGKILL)
 
-# %% ../../nbs/3_gan/37_train.ipynb #7e6e79bf
+# %% ../../nbs/3_gan/37_train.ipynb #53dbed6f
 def rng_state() -> dict:  # tensors and plain data
     "The state of every random generator of this process."
     kind, keys, *rest = np.random.get_state()
@@ -112,7 +113,7 @@ def rng_kept():
     try: yield
     finally: set_rng_state(s)
 
-# %% ../../nbs/3_gan/37_train.ipynb #621718f5
+# %% ../../nbs/3_gan/37_train.ipynb #017f43ac
 @dataclass
 class Phase:
     "Terms that are evaluated together, with the optimiser they drive."
@@ -133,7 +134,7 @@ def make_phases(terms,  # list of terms
         if mine: out.append(Phase(name, who, mine, mine[0].every))
     return out
 
-# %% ../../nbs/3_gan/37_train.ipynb #b7234433
+# %% ../../nbs/3_gan/37_train.ipynb #6f6fba61
 def after(kimg: float, weight: float = 1.):  # -> function of kimg
     "A weight that is zero before `kimg`."
     return (lambda k: weight if k >= kimg else 0.) if kimg > 0 else weight
@@ -160,7 +161,7 @@ def default_terms(cfg: TrainCfg,
     out += [Logistic(weight=rise, who='G'), *lazy]
     return out + [Logistic(weight=after(start - r.d_kimg), who='D'), R1(weight=after(start - r.d_kimg), every=cfg.r1_every, gamma=cfg.gamma, keys=cfg.r1_keys)]
 
-# %% ../../nbs/3_gan/37_train.ipynb #99ea213b
+# %% ../../nbs/3_gan/37_train.ipynb #c5ec0b1f
 class Run:
     "A training run: networks, optimisers, data order, counters."
     def __init__(self, G, D, data,
@@ -173,6 +174,7 @@ class Run:
         from accelerate import Accelerator
         self.acc = Accelerator(cpu=not torch.cuda.is_available())
         self.device, self.world = self.acc.device, self.acc.num_processes
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = cfg.tf32
         require(cfg.batch % self.world == 0, f'batch {cfg.batch} does not divide by {self.world} processes')
         self.cfg, self.out, self.data, self.config = cfg, Path(out), data, config or {'train': to_dict(cfg)}
         layout = torch.channels_last if cfg.channels_last else torch.preserve_format
@@ -209,7 +211,7 @@ class Run:
                 for t in (m.state_dict().values() if m else ()): t.copy_(broadcast(t.contiguous()))
         torch.manual_seed(self.cfg.seed*self.world + self.acc.process_index)
 
-# %% ../../nbs/3_gan/37_train.ipynb #e4eba551
+# %% ../../nbs/3_gan/37_train.ipynb #3e11e9a4
 def draw(run: Run, real, who) -> Step:
     "A fresh step: latents and cameras at random (`weights` of the poses included)."
     b, n = run.cfg.batch//run.world, len(run.labels)
@@ -229,7 +231,7 @@ def clean_gradients(run: Run, who) -> dict:  # numbers for the log
         for g in grads: g.nan_to_num_(0., 1e5, -1e5)
     return {f'{who}/grad': norm.nan_to_num(0., 0.), f'{who}/bad_grad': (~norm.isfinite()).float()}
 
-# %% ../../nbs/3_gan/37_train.ipynb #d14b11c0
+# %% ../../nbs/3_gan/37_train.ipynb #01996e36
 def play(run: Run, phase: Phase, real: dict) -> dict:  # numbers for the log
     "One optimiser step of one phase."
     terms = phase.active(run.nimg)
@@ -245,7 +247,7 @@ def play(run: Run, phase: Phase, real: dict) -> dict:  # numbers for the log
     step.stats |= clean_gradients(run, phase.who)
     run.bad = torch.where((run.bad < 0) & ~(loss.detach().abs() <= run.cfg.max_loss), run.step, run.bad)
     opt = run.opts[phase.who]
-    warm = min(1., (run.nimg - run.start + run.cfg.batch)/(1000*run.cfg.warmup_kimg)) if run.cfg.warmup_kimg else 1.
+    warm = min(1., (run.nimg - run.start + run.cfg.batch)/max(1000*run.cfg.warmup_kimg, 1)) if run.start else 1.
     only_recon = phase.who == 'G' and run.nimg < 1000*run.cfg.recon.kimg
     for g in opt.param_groups: g['lr'], g['betas'] = g['base']*warm, run.cfg.recon.betas if only_recon else opt.defaults['betas']
     opt.step()
@@ -272,7 +274,7 @@ def adapt(run: Run, stats):
     run.augment.adjust(float(mean), run.cfg.batch)
     run.signs = [0., 0]
 
-# %% ../../nbs/3_gan/37_train.ipynb #8e0226a7
+# %% ../../nbs/3_gan/37_train.ipynb #0c64b803
 def _modules(run): return {k: m for k in ('G', 'D', 'G_ema', 'latents', 'augment') if (m := getattr(run, k)) is not None}
 
 
@@ -341,7 +343,7 @@ def _write_shared(run, new, where):
 def _sync(path):
     with open(path, 'rb') as f: os.fsync(f.fileno())
 
-# %% ../../nbs/3_gan/37_train.ipynb #73c74835
+# %% ../../nbs/3_gan/37_train.ipynb #ac3585bf
 def checkpoints(out) -> list:  # folders, oldest first
     "The complete checkpoints of a run."
     return sorted(Path(out).glob('checkpoints/step-*'))
@@ -367,7 +369,7 @@ def newest(out,  # folder of a run
     require(not bad, f'{out}: no checkpoint can be used ({"; ".join(bad)})')
     return None, bad
 
-# %% ../../nbs/3_gan/37_train.ipynb #aaf9a268
+# %% ../../nbs/3_gan/37_train.ipynb #7b561bbb
 def first_difference(a: dict, b: dict, where=''):  # -> 'train.batch: 8 here, 16 there' or ''
     "The first entry in which two nested configurations differ."
     for k in sorted({*a, *b}):
@@ -412,7 +414,7 @@ def resume(run: Run,
     if folder is not None: load_checkpoint(run, folder)
     return bad
 
-# %% ../../nbs/3_gan/37_train.ipynb #5fee254f
+# %% ../../nbs/3_gan/37_train.ipynb #b80805e9
 class Log:
     "metrics.jsonl, and TensorBoard if asked."
     def __init__(self, out, every=20, tensorboard=False):
@@ -440,7 +442,7 @@ class Log:
         with open(self.path, 'a') as f: f.write(json.dumps(row) + '\n')
         for k, v in row.items() if self.board else (): self.board.add_scalar(k, v or 0., run.step)
 
-# %% ../../nbs/3_gan/37_train.ipynb #68944892
+# %% ../../nbs/3_gan/37_train.ipynb #e5039dc9
 @torch.no_grad()
 def preview(run, rows=4, yaws=(-.5, 0., .5)):  # -> uint8 [h,w,3]
     "Fixed latents of the averaged generator from fixed cameras: own training cameras first, then their depth."
@@ -463,11 +465,21 @@ class Pictures:
         Image.fromarray(preview(run)).save(self.out/f'{run.nimg//1000:06d}-{run.step:08d}.png')
 
 
+class Keep:
+    "The exported state (below), brought up to date with every checkpoint."
+    def __init__(self, path, info=None): self.path, self.info = path, info
+    def __call__(self, run, stats):
+        if crossed(run, run.cfg.snapshot_kimg): export_state(run, self.path, self.info)
+
+
+def default_observers(cfg: TrainCfg, out): return [Log(out, cfg.log_every, cfg.tensorboard), Pictures(out, cfg.preview_kimg)]
+
+
 def crossed(run, kimg) -> bool:
     "Did the last step pass a multiple of `kimg`?"
     return kimg > 0 and run.nimg//(1000*kimg) > (run.nimg - run.cfg.batch)//(1000*kimg)
 
-# %% ../../nbs/3_gan/37_train.ipynb #b4485e2e
+# %% ../../nbs/3_gan/37_train.ipynb #306be6ce
 class Diverged(RuntimeError):
     "The loss is not finite or too large; the message names the step and the last good checkpoint."
 
@@ -478,13 +490,13 @@ def check_finite(run: Run):
     last = checkpoints(run.out)[-1:]
     raise Diverged(f'the loss was not finite or above {run.cfg.max_loss:g} at step {bad}; ' + (f'the last good checkpoint is {last[0]}' if last else 'no checkpoint had been written'))
 
-# %% ../../nbs/3_gan/37_train.ipynb #bdcb243c
+# %% ../../nbs/3_gan/37_train.ipynb #b9cebf44
 def train(G, D, data,
           cfg: TrainCfg,
           out,                # folder of the run
           terms=None,         # list of terms; None: EG3D's
           augment=None,       # ADA or None
-          observers=None,     # called as o(run, stats) after each step; None: log and previews
+          observers=None,     # called as o(run, stats) after each step, on the main process; None: log and previews
           resume_from='auto', # see `resume`
           config=None,        # dict that a checkpoint must agree with
           prepare=None,       # called with the run before its first step, if it is not resumed (imports weights)
@@ -493,7 +505,8 @@ def train(G, D, data,
     run = Run(G, D, data, cfg, out, terms, augment, config)
     resume(run, resume_from)
     if prepare and run.step == 0: prepare(run)
-    if observers is None: observers = [Log(out, cfg.log_every, cfg.tensorboard), Pictures(out, cfg.preview_kimg)] if run.acc.is_main_process else []
+    if observers is None: observers = default_observers(cfg, out)
+    if not run.acc.is_main_process: observers = []
     for o in observers: getattr(o, 'rewind', lambda step: None)(run.step)
     run.begun, stop, begin, saved = run.seconds, _stopper(out), time.monotonic() - run.seconds, run.step
     bar = progress(total=round(cfg.kimg*1000), desc='images')
@@ -531,7 +544,7 @@ def _stopper(out):
     def agreed(run): return run.step % run.cfg.log_every == 0 and bool(run.acc.reduce(torch.tensor(float(wanted(run)), device=run.device), 'sum') > 0)
     return lambda run: wanted(run) if run.world == 1 else agreed(run)
 
-# %% ../../nbs/3_gan/37_train.ipynb #1b58e9cd
+# %% ../../nbs/3_gan/37_train.ipynb #3325daf1
 def export_state(run: Run, path, info=None):  # info: JSON-able facts to keep with the weights
     "Write G, G_ema, D (bfloat16), latents and counters to one safetensors file."
     from safetensors.torch import save_file
