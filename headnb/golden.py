@@ -8,7 +8,7 @@ __all__ = ['REPLAY', 'normal', 'fill_state', 'fill_inputs', 'Case', 'tolerance',
            'phase_loss', 'phase_outputs', 'replay_ops', 'ops_planes', 'ops_superres', 'ops_filters', 'ops_convs',
            'ops_resize', 'ops_cameras', 'ops_march', 'replay_ada', 'replay', 'folders', 'main']
 
-# %% ../nbs/6_tools/60_golden.ipynb #13427976
+# %% ../nbs/6_tools/60_golden.ipynb #2c5f66e1
 import hashlib, json, math, sys
 from dataclasses import replace
 from itertools import count
@@ -28,13 +28,13 @@ from .gan.generator import Generator
 from .gan.checkpoint import official_name, official_to_ours, released_discriminator_cfg, released_generator_cfg
 from .gan.terms import Logistic, R1, ScheduleCfg, Step, density_terms
 
-# %% ../nbs/6_tools/60_golden.ipynb #7ce94324
+# %% ../nbs/6_tools/60_golden.ipynb #7fea417c
 def normal(seed, key, shape): # standard normal numbers of the golden README
     "The numbers that fill a tensor: from seed and key alone."
     bits = int.from_bytes(hashlib.sha256(f'{seed}:{key}'.encode()).digest()[:8], 'little')
     return np.random.Generator(np.random.PCG64(bits)).standard_normal(shape, dtype=np.float32)
 
-# %% ../nbs/6_tools/60_golden.ipynb #5d795a14
+# %% ../nbs/6_tools/60_golden.ipynb #edca0b40
 def fill_state(table,  # rows [key, shape, fill, scale, offset(, value)]
                seed,
                prefix='', # keep keys with this prefix, without it
@@ -48,7 +48,7 @@ def fill_state(table,  # rows [key, shape, fill, scale, offset(, value)]
         state[key[len(prefix):]] = torch.from_numpy(np.array(x, dtype=np.float32))
     return state
 
-# %% ../nbs/6_tools/60_golden.ipynb #881c7899
+# %% ../nbs/6_tools/60_golden.ipynb #b8e4bf78
 def fill_inputs(inputs, seed): # the `inputs` of case.json
     "Named input tensors."
     out = {}
@@ -61,7 +61,7 @@ def fill_inputs(inputs, seed): # the `inputs` of case.json
             out[name] = torch.from_numpy(np.clip(x, *v['clip']) if 'clip' in v else x)
     return out
 
-# %% ../nbs/6_tools/60_golden.ipynb #f23d83c8
+# %% ../nbs/6_tools/60_golden.ipynb #a4d02d20
 class Case:
     "One folder: case.json, state_dict.json, expected.npz."
     def __init__(self, folder):
@@ -81,7 +81,7 @@ class Case:
         try: return np.load(self.folder/'expected.npz')
         except (OSError, ValueError) as e: raise BadInput(f'{self.folder/"expected.npz"}: {e}') from e
 
-# %% ../nbs/6_tools/60_golden.ipynb #39b188be
+# %% ../nbs/6_tools/60_golden.ipynb #01254a61
 def tolerance(spec, name): # `tolerance` of case.json -> (atol, rtol)
     "The numbers that hold for one output."
     t = spec.get('tolerance', {})
@@ -95,7 +95,7 @@ def cut(x, slices): # slice_per_dim
     "The stored part of a full output."
     return x if not slices else x[tuple(slice(None) if s is None else slice(*s) for s in slices)]
 
-# %% ../nbs/6_tools/60_golden.ipynb #8986726b
+# %% ../nbs/6_tools/60_golden.ipynb #f5ecf0e3
 def compare(case, out):
     "Rows (name, max abs error, atol, rtol, ok or reason)."
     want, rows = case.expected(), []
@@ -111,7 +111,7 @@ def compare(case, out):
         rows.append((name, float(err.max(initial=0)), atol, rtol, 'ok' if ok else 'FAIL'))
     return rows
 
-# %% ../nbs/6_tools/60_golden.ipynb #bfef5741
+# %% ../nbs/6_tools/60_golden.ipynb #e893a4ff
 def _known(cfg, names):
     "Refuse options that a replay would silently ignore."
     odd = set(cfg) - names
@@ -123,7 +123,7 @@ def load(model, state, who):
     model.load_state_dict(official_to_ours(state, 'eg3d', who))
     return model.eval().requires_grad_(False)
 
-# %% ../nbs/6_tools/60_golden.ipynb #86772c53
+# %% ../nbs/6_tools/60_golden.ipynb #ee7a89ac
 def replay_generator(case,
                      change=lambda cfg: cfg, # a change of our config, to see what it breaks
                     ):
@@ -141,7 +141,7 @@ def replay_generator(case,
     if cfg.get('also_forward'): out |= pictures(G.synthesize(G.map(x['z'], x['c'], psi, cutoff), x['c'], noise=noise, deterministic=True), 'forward_')
     return out
 
-# %% ../nbs/6_tools/60_golden.ipynb #94988efe
+# %% ../nbs/6_tools/60_golden.ipynb #5ad286f0
 def at_points(G, planes, x): # point queries
     each = PlaneSampler(replace(G.cfg.sampler, reduce='none'))
     feat, sigma = G.query(planes, x)
@@ -151,13 +151,13 @@ def at_points(G, planes, x): # point queries
 def pictures(out, prefix=''): # our names -> released names
     return {f'{prefix}{theirs}': out[ours] for ours, theirs in (('image', 'image'), ('raw', 'image_raw'), ('depth', 'image_depth'))}
 
-# %% ../nbs/6_tools/60_golden.ipynb #1bbe2ab2
+# %% ../nbs/6_tools/60_golden.ipynb #96e0ea1d
 def grad_norms(loss, params):
     "L2 norms of the gradients of `loss`."
     grads = torch.autograd.grad(loss, params, allow_unused=True, retain_graph=True)
     return torch.stack([torch.zeros(()) if g is None else g.norm() for g in grads])
 
-# %% ../nbs/6_tools/60_golden.ipynb #120f7ab8
+# %% ../nbs/6_tools/60_golden.ipynb #839e99e4
 def replay_discriminator(case):
     "Logits, R1 penalty and its gradients."
     cfg, x = case.config, case.inputs
@@ -180,7 +180,7 @@ def replay_discriminator(case):
 
 def r1_keys(cfg): return ('image', 'raw') if cfg['dual_discrimination'] else ('image',)
 
-# %% ../nbs/6_tools/60_golden.ipynb #59282de9
+# %% ../nbs/6_tools/60_golden.ipynb #ebb954e5
 def replay_loss(case):
     "Every training phase once."
     cfg, x = case.config, case.inputs
@@ -199,7 +199,7 @@ def replay_loss(case):
         out[f'{phase}/gradnorms'] = grad_norms(loss, params[phase[0]])
     return out
 
-# %% ../nbs/6_tools/60_golden.ipynb #f99ce4e2
+# %% ../nbs/6_tools/60_golden.ipynb #2fbf0290
 def loss_schedule(kw): # released loss_kwargs -> ScheduleCfg
     "The schedules of a released loss."
     _known(kw, {'r1_gamma', 'blur_init_sigma', 'blur_fade_kimg', 'gpc_reg_prob', 'gpc_reg_fade_kimg', 'neural_rendering_resolution_initial',
@@ -210,7 +210,7 @@ def loss_schedule(kw): # released loss_kwargs -> ScheduleCfg
                        swap_prob=kw['gpc_reg_prob'] or 0., swap_kimg=kw['gpc_reg_fade_kimg'], raw_size=kw['neural_rendering_resolution_initial'],
                        raw_final=kw['neural_rendering_resolution_final'], raw_kimg=kw['neural_rendering_resolution_fade_kimg'])
 
-# %% ../nbs/6_tools/60_golden.ipynb #bd1962ff
+# %% ../nbs/6_tools/60_golden.ipynb #6ded8c45
 def phase_loss(phase, step, kw, opts):
     "The mean loss of a phase, without the gain of lazy regularisation."
     if phase.endswith('main'): return Logistic(who=phase[0])(step)
@@ -232,7 +232,7 @@ def phase_outputs(phase, step, loss, kw, G):
     if phase == 'Dreg': out |= {'Loss_r1_penalty': s['r1'], 'Loss_D_reg': s['r1']*kw['r1_gamma']/2}
     return out
 
-# %% ../nbs/6_tools/60_golden.ipynb #34a7238b
+# %% ../nbs/6_tools/60_golden.ipynb #e7896498
 def replay_ops(case):
     "Single operators."
     x = case.inputs
@@ -249,7 +249,7 @@ def ops_superres(x, state):
     sr.requires_grad_(False)
     return {'sr8x_out': sr(x['sr_rgb'], x['sr_x'], x['sr_ws'])[0], 'sr8x_out_from160': sr(x['sr_rgb160'], x['sr_x160'], x['sr_ws'])[0]}
 
-# %% ../nbs/6_tools/60_golden.ipynb #67c3414a
+# %% ../nbs/6_tools/60_golden.ipynb #104659de
 def ops_filters(x):
     out = {'filter_4x4': ops.make_filter(), 'upsample2d': ops.upsample2d(x['x']), 'downsample2d': ops.downsample2d(x['x'])}
     out |= {f'blur_sigma{s:g}': ops.blur(x['ximg'], s) for s in (1.3, 2, 10)}
@@ -269,7 +269,7 @@ def ops_resize(x):
     return {'resize_up_aa': r(24, 'antialiased'), 'resize_down_aa': r(7, 'antialiased'), 'resize_down_none': r(7, 'none'),
             'resize_down_mix': r(7, 0.25), 'resize_classic': r(8, 'classic')}
 
-# %% ../nbs/6_tools/60_golden.ipynb #c76d0646
+# %% ../nbs/6_tools/60_golden.ipynb #9b5a1355
 def ops_cameras(x):
     pi, look = math.pi, camera.look_at_released
     views = [(3.14/2, 3.14/2, (0, 0, .2), 2.7), (pi/2 + .4, pi/2 - .2, (0, 0, .2), 2.7), (pi/2 - .9, pi/2 + .5, (0, 0, -.06), 2.7), (.3, 2., (.1, -.1, 0), 1.7)]
@@ -293,7 +293,7 @@ def ops_march(x):
     return {'march_rgb': rgb, 'march_depth': d, 'march_weights': w, 'march_rgb_white': white,
             'importance_depths': fine(w[..., 0]), 'importance_edge': fine(torch.zeros_like(w[..., 0]))}
 
-# %% ../nbs/6_tools/60_golden.ipynb #020061a8
+# %% ../nbs/6_tools/60_golden.ipynb #009635f1
 def replay_ada(case):
     "The augmentation pipeline at fixed percentiles."
     cfg, x = case.config, case.inputs
@@ -305,10 +305,10 @@ def replay_ada(case):
         out[f'aug6_{q:g}'] = ada.transform(torch.cat([x['image'], x['image2']], 1), percentile=q)
     return out
 
-# %% ../nbs/6_tools/60_golden.ipynb #72cd9786
+# %% ../nbs/6_tools/60_golden.ipynb #27c44acc
 REPLAY = {('eg3d', None): replay_generator, ('eg3d', 'D'): replay_discriminator, ('eg3d', 'loss'): replay_loss, ('eg3d', 'ada'): replay_ada, ('eg3d', 'ops'): replay_ops}
 
-# %% ../nbs/6_tools/60_golden.ipynb #9ee89e23
+# %% ../nbs/6_tools/60_golden.ipynb #22ac6487
 @torch.no_grad()
 def replay(folder): # a case folder
     "Replay one case: rows of `compare`; BadInput for a family or kind that is not known."
@@ -327,7 +327,7 @@ def folders(paths):
             require(below, f'{p}: no case.json there or below')
             yield from below
 
-# %% ../nbs/6_tools/60_golden.ipynb #9a2f6fb5
+# %% ../nbs/6_tools/60_golden.ipynb #18b468be
 def main(args=None): # folders; None: those of the command line
     "Exit code 0: all within tolerance; 1: a failure, or nothing compared; 2: a case that cannot be replayed."
     code, lines = 0, 0

@@ -9,7 +9,7 @@ __all__ = ['CENTRE', 'COLUMNS', 'DOME', 'WALL', 'HAIRLINE', 'STYLES', 'MATERIALS
            'bezier', 'tube', 'ball', 'bun', 'tail', 'braid', 'locks', 'hair', 'above_rim', 'brim', 'hat', 'glasses',
            'beard_mask', 'beard']
 
-# %% ../../nbs/2_field/27_hair.ipynb #0654fa4f
+# %% ../../nbs/2_field/27_hair.ipynb #b9723d5f
 import functools, math
 from dataclasses import dataclass, replace
 import torch
@@ -17,7 +17,7 @@ from torch.nn.functional import normalize, embedding_bag
 from ..base.core import BadInput, suggest
 from .raster import Mesh, cast, vertex_normals
 
-# %% ../../nbs/2_field/27_hair.ipynb #72173b62
+# %% ../../nbs/2_field/27_hair.ipynb #5fa4db69
 @functools.lru_cache
 def line_table(n=1024, seed=3): # numbers
     "Random numbers [n] in 0..1, always the same."
@@ -29,20 +29,21 @@ def noise_table(n=32, seed=7): # side of the cube
     "Random numbers [n^3,4] in 0..1, always the same."
     return torch.rand(n**3, 4, generator=torch.Generator().manual_seed(seed))
 
-# %% ../../nbs/2_field/27_hair.ipynb #da6795b5
+# %% ../../nbs/2_field/27_hair.ipynb #5a6e96c4
 def noise1(a,          # positions; one turn is 1
            period,     # random values around the turn
            seed=0,     # another noise
           ):           # 0..1, the shape of a
     "Periodic value noise on a line."
-    x = (a % 1.)*period
+    x = (a - a.floor())*period
     i = x.floor()
     f = x - i
-    i, f = i.long(), f*f*(3 - 2*f)
-    t, j = line_table(), (i + 1) % period
-    return torch.lerp(t[(i % period + seed*37) % 1024], t[(j + seed*37) % 1024], f)
+    i, f = i.long() % period, f*f*(3 - 2*f)
+    j = torch.where(i == period - 1, 0, i + 1)
+    t = line_table()
+    return torch.lerp(t[(i + seed*37) & 1023], t[(j + seed*37) & 1023], f)
 
-# %% ../../nbs/2_field/27_hair.ipynb #797c9c45
+# %% ../../nbs/2_field/27_hair.ipynb #d94f8979
 def noise3(p,       # [...,3] points
            freq,    # cells per unit; the pattern repeats after 32 cells
            seed=0,  # another noise
@@ -60,7 +61,7 @@ def noise3(p,       # [...,3] points
     w = torch.cat([w*g[..., 2:], w*f[..., 2:]], -1).view(-1, 8)
     return embedding_bag(idx, noise_table(), per_sample_weights=w, mode='sum').view(*p.shape[:-1], 4)
 
-# %% ../../nbs/2_field/27_hair.ipynb #16ed8e17
+# %% ../../nbs/2_field/27_hair.ipynb #b6e6b60e
 def smoothstep(a, b, x): # a, b: numbers, a > b allowed; x: tensor
     "0 at a, 1 at b, smooth between."
     t = ((x - a)/(b - a)).clamp(0, 1)
@@ -76,7 +77,7 @@ def curve(x,       # tensor
     i = (torch.searchsorted(px, x, right=True) - 1).clamp(0, len(px) - 2)
     return torch.lerp(py[i], py[i + 1], smoothstep(0, 1, (x - px[i])/(px[i + 1] - px[i])))
 
-# %% ../../nbs/2_field/27_hair.ipynb #7834fbdd
+# %% ../../nbs/2_field/27_hair.ipynb #1b9cde7a
 CENTRE = torch.tensor([0., .06, -.02])   # middle of the skull, world units
 COLUMNS, DOME, WALL = 96, 22, 26         # azimuths; rows over the skull; rows down the cylinder
 
@@ -90,13 +91,13 @@ def guide_rays(): # origins, unit directions [rows,columns,3]; azimuth [columns]
     axis = torch.stack([0*y, y, 0*y + CENTRE[2]], -1)
     return torch.cat([CENTRE.expand(DOME, COLUMNS, 3), axis[:, None].expand(WALL, COLUMNS, 3)]), torch.cat([up, u.expand(WALL, COLUMNS, 3)]), th
 
-# %% ../../nbs/2_field/27_hair.ipynb #3751f6e7
+# %% ../../nbs/2_field/27_hair.ipynb #a361e177
 def last_hit(v, f, o, d): # [v,3] vertices, [f,3] triangles, [k,3] origins and unit directions -> triangle [k] (-1: none), weights [k,3]
     "Where rays leave a mesh for the last time, within one unit."
     i, w, t = cast(Mesh(f, v), o + d, -d)
     return torch.where(t < 1, i, torch.full_like(i, -1)), w
 
-# %% ../../nbs/2_field/27_hair.ipynb #25bb5370
+# %% ../../nbs/2_field/27_hair.ipynb #8bb17b3f
 class Scalp:
     "The guide grid of one mesh: template points, and the same points of any person with the mesh's vertices."
     def __init__(self, v, f,  # [v,3] template, [f,3] triangles
@@ -134,7 +135,7 @@ class Scalp:
         i = int((self.template[:, j, 1] - y).abs().argmin())
         return points[i, j], self.dirs[i, j]
 
-# %% ../../nbs/2_field/27_hair.ipynb #44f8ab33
+# %% ../../nbs/2_field/27_hair.ipynb #6b970de0
 HAIRLINE = ((0,.150),(20,.151),(36,.143),(46,.118),(52,.07),(57,.012),(63,.0),(68,.045),(80,.062),(92,.055),(100,.02),(115,-.05),(140,-.072),(180,-.075))
 
 @dataclass(frozen=True)
@@ -169,7 +170,7 @@ class Style:
     paint: float = .85                 # hair colour of the scalp itself
     extras: tuple = ()                 # ('bun'|'tail'|'braid'|'locks', numbers)
 
-# %% ../../nbs/2_field/27_hair.ipynb #55a72bb3
+# %% ../../nbs/2_field/27_hair.ipynb #939c8b03
 def _line(**k): # e0=..: the hairline with other heights at those azimuths
     d = dict(HAIRLINE) | {int(n[1:]): y for n, y in k.items()}
     return tuple(sorted(d.items()))
@@ -180,7 +181,7 @@ _LONG = ((0,.15),(30,.148),(42,.126),(56,-.081),(66,-.355),(180,-.366))
 _FRINGE = ((0,.078),(28,.078),(40,.061),(52,-.081),(64,-.355),(180,-.366))
 _CROWN, _MIDDLE, _SIDE = dict(pole=(0.,1.,0.)), dict(part=0., squeeze=.3, pole=(0.,1.,0.)), dict(part=.045, squeeze=.3, pole=(0.,1.,0.))
 
-# %% ../../nbs/2_field/27_hair.ipynb #3f2c1ef7
+# %% ../../nbs/2_field/27_hair.ipynb #649400b4
 _short = (
  Style('bald', paint=0., top=-1.),
  Style('balding', hairline=_line(e0=.199,e20=.195,e36=.174,e46=.137), top=.004, side=.006, back=.007, paint=.5, locks=30),
@@ -206,7 +207,7 @@ _short = (
  Style('cornrows', hairline=_HIGH, top=.008, side=.007, back=.008, lock=.98, locks=26, taper=.012, ragged=.002, feather=.004, paint=.3, shine=.15, pole=(0.,.05,-1.)),
 )
 
-# %% ../../nbs/2_field/27_hair.ipynb #1034be65
+# %% ../../nbs/2_field/27_hair.ipynb #4dd81c90
 _long = (
  Style('mullet', end=((0,.094),(40,.094),(58,.083),(70,.028),(88,.028),(100,.028),(116,-.176),(130,-.322),(180,-.344)), top=.035, side=.012, back=.026, tuck=.25, lock=.35, ragged=.03, feather=.02, taper=.012),
  Style('bob', end=((0,.15),(30,.146),(44,.121),(58,-.064),(70,-.128),(180,-.147)), top=.026, side=.036, back=.038, tuck=.35, taper=.012, lock=.1, **_SIDE),
@@ -236,7 +237,7 @@ def style(name): # key of STYLES
     if name not in STYLES: raise BadInput(f"no hairstyle '{name}'{suggest(name, STYLES)}")
     return STYLES[name]
 
-# %% ../../nbs/2_field/27_hair.ipynb #8a6622c4
+# %% ../../nbs/2_field/27_hair.ipynb #2c37aead
 def edge(scalp, st, seed=0): # -> [rows,columns], world units, > 0 inside the hair
     "Signed distance to where the hair ends."
     y = scalp.template[..., 1]
@@ -251,7 +252,7 @@ def edge(scalp, st, seed=0): # -> [rows,columns], world units, > 0 inside the ha
     if st.mohawk: e = torch.minimum(e, st.mohawk - scalp.template[..., 0].abs())
     return e, end
 
-# %% ../../nbs/2_field/27_hair.ipynb #4fc9b93e
+# %% ../../nbs/2_field/27_hair.ipynb #0b4ad4a6
 def flow(scalp, st): # -> q [rows,columns,3]: position about the pole; its first two numbers give the angle of a strand
     "Which strand a point belongs to."
     pole = normalize(torch.tensor(st.pole), dim=0)
@@ -265,7 +266,7 @@ def turn(q): # [...,>=2] -> [...]
     "The angle of q in turns, 0..1."
     return torch.atan2(q[..., 0], q[..., 1])/(2*math.pi) % 1
 
-# %% ../../nbs/2_field/27_hair.ipynb #0af7f391
+# %% ../../nbs/2_field/27_hair.ipynb #e40fdcfa
 def thickness(scalp, st, e, end, lock, seed=0): # e: edge; end: its height by column; lock: clump noise 0..1
     "How thick the hair is at every grid point [rows,columns], world units."
     p, front = scalp.template, scalp.front
@@ -280,7 +281,7 @@ def thickness(scalp, st, e, end, lock, seed=0): # e: edge; end: its height by co
     if st.wave: t = t + st.wave*torch.sin(p[..., 1]*st.wave_k + 6*lock)*smoothstep(.15, .03, p[..., 1])
     return t
 
-# %% ../../nbs/2_field/27_hair.ipynb #27d4eb17
+# %% ../../nbs/2_field/27_hair.ipynb #c7dfc7a4
 def hang(scalp, O,  # [rows,columns,3] shell
          tuck,      # inward, per unit of height
          widest=.21 # shoulders do not push hair further out than this
@@ -288,13 +289,13 @@ def hang(scalp, O,  # [rows,columns,3] shell
     "Rows of the wall fall from the rows above them."
     u = torch.stack([scalp.azimuth.sin(), scalp.azimuth.cos()], -1)
     rho = ((O[..., [0, 2]] - CENTRE[[0, 2]])*u).sum(-1)
-    rows = list(rho.unbind(0))
-    for j in range(DOME, len(rows)):
-        rows[j] = torch.maximum(rows[j].clamp(max=widest), rows[j-1] - tuck*(O[j-1, :, 1] - O[j, :, 1]).clamp(min=0))
-    move = (torch.stack(rows) - rho)[..., None]*u
+    wall = torch.cat([rho[DOME-1:DOME], rho[DOME:].clamp(max=widest)])
+    down = torch.cat([0*rho[:1], tuck*(O[DOME-1:-1, :, 1] - O[DOME:, :, 1]).clamp(min=0)]).cumsum(0)
+    wall = (wall + down).cummax(0).values - down                    # r_j = max(r_j, r_{j-1} - tuck dy_j) without a loop
+    move = (torch.cat([rho[:DOME], wall[1:]]) - rho)[..., None]*u
     return O + torch.stack([move[..., 0], 0*rho, move[..., 1]], -1)
 
-# %% ../../nbs/2_field/27_hair.ipynb #23da06cd
+# %% ../../nbs/2_field/27_hair.ipynb #0f5fc723
 def shell(scalp, v,        # guide grid; [v,3] the person's head at rest
           st,              # Style
           rng,             # random.Random
@@ -312,7 +313,7 @@ def shell(scalp, v,        # guide grid; [v,3] the person's head at rest
     if st.flat and press is None: O[..., 1] = O[..., 1] - .85*(O[..., 1] - st.flat).clamp(min=0)
     return hang(scalp, O, st.tuck), q, e, lock
 
-# %% ../../nbs/2_field/27_hair.ipynb #441b39e8
+# %% ../../nbs/2_field/27_hair.ipynb #2587e0ae
 MATERIALS = ('torso', 'neck', 'face', 'scalp', 'ear', 'lip', 'lid', 'eyeball', 'mouth', 'teeth', 'tongue', 'lash',   # the parts of the head mesh
              'hair', 'band', 'beard', 'frame', 'lens', 'hat')
 MATERIAL = {k: i for i, k in enumerate(MATERIALS)}
@@ -330,7 +331,7 @@ class Sheet:
     ao: torch.Tensor   # [v] occlusion, 1 is open
     kind: int          # index of MATERIALS
 
-# %% ../../nbs/2_field/27_hair.ipynb #d45309da
+# %% ../../nbs/2_field/27_hair.ipynb #9316bd93
 @functools.lru_cache(maxsize=64)
 def grid_faces(rows, columns): # -> [f,3]
     "Triangles of a grid whose columns close to a ring."
@@ -339,7 +340,7 @@ def grid_faces(rows, columns): # -> [f,3]
     c, d = a + columns, b + columns
     return torch.cat([torch.stack([a, c, b], -1).view(-1, 3), torch.stack([b, c, d], -1).view(-1, 3)])
 
-# %% ../../nbs/2_field/27_hair.ipynb #52497497
+# %% ../../nbs/2_field/27_hair.ipynb #1b84341a
 def _sides(O): # [rows,columns,3] -> its changes along rows and columns
     return torch.cat([O[1:2] - O[:1], (O[2:] - O[:-2])/2, O[-1:] - O[-2:-1]]), (torch.roll(O, -1, 1) - torch.roll(O, 1, 1))/2
 
@@ -365,7 +366,7 @@ def sheet(O, q,               # [rows,columns,3]
     n = normalize(torch.linalg.cross(dr, dc), dim=-1)
     return Sheet(v, f, n.reshape(-1, 3), q.reshape(-1, 3), _unturned(dr, dc, q).reshape(-1, 3), e, b, ao, MATERIAL[kind])
 
-# %% ../../nbs/2_field/27_hair.ipynb #99738cf4
+# %% ../../nbs/2_field/27_hair.ipynb #d970709a
 def bezier(*points, k=24): # control points [3] -> [k,3]
     "De Casteljau: a curve from the first point to the last, drawn to those between."
     s, p = torch.linspace(0, 1, k)[:, None], [torch.as_tensor(x, dtype=torch.float32) for x in points]
@@ -379,7 +380,7 @@ def _along(path): # [k,3] -> tangent, two normals
     s = normalize(torch.linalg.cross(ref.expand_as(d), d, dim=1), dim=1)
     return d, s, torch.linalg.cross(d, s, dim=1)
 
-# %% ../../nbs/2_field/27_hair.ipynb #782797a9
+# %% ../../nbs/2_field/27_hair.ipynb #dfd9f580
 def tube(path, radius,       # [k,3]; number or [k]
          kind='hair', sides=10, twist=0., phase=0.,
          round_ends=True):   # Sheet
@@ -403,7 +404,7 @@ def ball(c, radii,           # [3]; number or three (the second along `axis`)
     O = torch.as_tensor(c) + w[..., :1]*x + w[..., 1:2]*y + w[..., 2:]*torch.linalg.cross(x, y)
     return sheet(O, torch.stack([a.sin(), a.cos(), ph], -1), kind, b=ph*.03)
 
-# %% ../../nbs/2_field/27_hair.ipynb #5d4a7e26
+# %% ../../nbs/2_field/27_hair.ipynb #c872e96d
 def bun(scalp, B, rng, length, azimuth, y, size, squash):
     "A ball of hair."
     p, d = scalp.at(B, azimuth, y)
@@ -430,7 +431,7 @@ def braid(scalp, B, rng, length, azimuth, y, width, fall):
     w, ph = width*(1 - .45*u), [u*9*math.pi + i*2*math.pi/3 for i in range(3)]
     return [tube(path + (w*x.sin())[:, None]*s + (.55*w*(2*x).sin())[:, None]*m, .62*w, sides=8, twist=1., phase=i) for i, x in enumerate(ph)]
 
-# %% ../../nbs/2_field/27_hair.ipynb #f3e8acc0
+# %% ../../nbs/2_field/27_hair.ipynb #8cad99e2
 def locks(scalp, B, rng, length, count, size, O=None, e=None):
     "Thick strands that hang along the shell: dreadlocks."
     out = []
@@ -446,7 +447,7 @@ def locks(scalp, B, rng, length, count, size, O=None, e=None):
         out.append(tube(path, size*rng.uniform(.8, 1.2), sides=6, twist=6.))
     return out
 
-# %% ../../nbs/2_field/27_hair.ipynb #493452be
+# %% ../../nbs/2_field/27_hair.ipynb #cc8c432c
 _EXTRAS = dict(bun=bun, tail=tail, braid=braid, locks=locks)
 
 def hair(scalp, v, st, rng,         # as `shell`
@@ -463,7 +464,7 @@ def hair(scalp, v, st, rng,         # as `shell`
         out += _EXTRAS[kind](scalp, B, rng, length, *numbers, **(dict(O=O, e=e) if kind == 'locks' else {}))
     return out
 
-# %% ../../nbs/2_field/27_hair.ipynb #1734ac8a
+# %% ../../nbs/2_field/27_hair.ipynb #a914744b
 HATS = dict(beanie=(.128, .30), cap=(.145, .38), fedora=(.135, .22), bucket=(.125, .20), headband=(.15, .35), scarf=(.145, 0.), tophat=(.14, .25), bandana=(.14, .42))   # rim in front, rise of the rim to the front
 _LIFT = dict(fedora=.03, tophat=.085, bucket=.02)                                   # of the crown
 _BRIM = dict(fedora=(.085, -.004), bucket=(.055, -.05), tophat=(.05, .012), cap=(.10, -.018))   # width, droop
@@ -479,7 +480,7 @@ def above_rim(scalp, kind): # key of HATS -> [rows,columns]
     e = y - curve(scalp.front, ((0, .145), (28, .14), (44, .08), (54, -.10), (62, -.2), (180, -.30)))
     return e*torch.where((scalp.front > 38) & (scalp.front < 66), .25, 1.)
 
-# %% ../../nbs/2_field/27_hair.ipynb #134d9a82
+# %% ../../nbs/2_field/27_hair.ipynb #7ac25c70
 def _blocked(scalp, O, e, kind): # a crown with upright sides
     O = O.clone()
     O[..., 1] += _LIFT[kind]*smoothstep(0, .05, e)
@@ -504,7 +505,7 @@ def brim(scalp, O, e, kind): # shell [rows,columns,3]; height above the rim
     q = torch.stack([out[:, 0].expand(6, -1), out[:, 2].expand(6, -1), torch.zeros(6, len(rim))], -1)
     return sheet(P, q, 'hat', e=(55 - scalp.front).expand(6, -1)*.002 if kind == 'cap' else None)
 
-# %% ../../nbs/2_field/27_hair.ipynb #82726dbc
+# %% ../../nbs/2_field/27_hair.ipynb #862ead57
 def hat(scalp, v, kind, rng): # key of HATS -> [Sheet, ...]
     "The meshes of a hat; `hair(press=above_rim(...))` fits under it."
     if kind not in HATS: raise BadInput(f"no hat '{kind}'{suggest(kind, HATS)}")
@@ -525,7 +526,7 @@ def hat(scalp, v, kind, rng): # key of HATS -> [Sheet, ...]
         out.append(ball(p + d*.01, (.018, .014, .018), axis=d, kind='hat'))
     return out
 
-# %% ../../nbs/2_field/27_hair.ipynb #8e8bd013
+# %% ../../nbs/2_field/27_hair.ipynb #77bde6b6
 GLASSES = dict(round=(.042, .040, 2., .0028, 0), rectangle=(.046, .030, 5., .0042, 0), square=(.046, .038, 4., .005, 0), thin=(.044, .032, 3., .0018, 0),
                aviator=(.047, .040, 2.4, .002, 1), wayfarer=(.047, .036, 3.2, .0055, 1), cat=(.045, .032, 2.6, .0045, 0))   # half width, half height, power, wire, dark
 
@@ -546,7 +547,7 @@ def _loop(path, r, sides=6): # closed tube
     O = torch.cat([O, O[:1]])
     return sheet(O, torch.tensor([0., 1, 0]).expand_as(O), 'frame')
 
-# %% ../../nbs/2_field/27_hair.ipynb #096a0e45
+# %% ../../nbs/2_field/27_hair.ipynb #9d760b28
 def glasses(scalp, v, kind,   # [v,3] head at rest; key of GLASSES
             eyes, nose):      # [2,3] centres of the left and right eyeball; [3] bridge of the nose
     "Rims, bridge, temples and (for sun glasses) lenses."
@@ -568,7 +569,7 @@ def glasses(scalp, v, kind,   # [v,3] head at rest; key of GLASSES
     bridge = torch.stack([x*(gap - w + .004), y + .25*h + .006*(1 - x*x), z + .004*(1 - x*x)], 1)
     return out + [tube(bridge, r, 'frame', sides=6, round_ends=False)]
 
-# %% ../../nbs/2_field/27_hair.ipynb #ef8b3f90
+# %% ../../nbs/2_field/27_hair.ipynb #a9f3ca0b
 BEARDS = ('full', 'goatee', 'moustache', 'chin')
 
 

@@ -9,7 +9,7 @@ __all__ = ['TONES', 'HAIR_COLORS', 'IRIS_COLORS', 'CLOTHES', 'SEG', 'BACKGROUNDS
            'has_features', 'eyeball', 'above_collar', 'cloth', 'sky_light', 'Samples', 'lambert', 'strands', 'shade',
            'background', 'render_one', 'render_heads', 'codes']
 
-# %% ../../nbs/2_field/28_heads.ipynb #b935cad0
+# %% ../../nbs/2_field/28_heads.ipynb #d17fe1f4
 import functools, math, random
 from dataclasses import dataclass, field, replace
 import torch
@@ -21,7 +21,7 @@ from .raster import vertex_normals, _warp
 from .hair import (CENTRE, STYLES, HATS, GLASSES, BEARDS, MATERIALS, MATERIAL, Scalp, style, hair, hat, glasses, beard, beard_mask, above_rim,
                                noise1, noise3, line_table, smoothstep, curve, turn)
 
-# %% ../../nbs/2_field/28_heads.ipynb #4dbe2efe
+# %% ../../nbs/2_field/28_heads.ipynb #49af1772
 @dataclass(frozen=True)
 class Light:
     "Sky and a lamp."
@@ -73,7 +73,7 @@ class HeadParams:
     background: str = 'gradient'             # gradient, noise, plain, white
     background_seed: int = 0
 
-# %% ../../nbs/2_field/28_heads.ipynb #b65cedcb
+# %% ../../nbs/2_field/28_heads.ipynb #ba80f7e2
 _rgb = lambda text: tuple(int(text[i:i+2], 16)/255 for i in (0, 2, 4))
 TONES = tuple(map(_rgb, 'e8c9b4 e0ba9d d6a684 c49068 ac7750 88583b 623e2a 402819'.split()))
 HAIR_COLORS = {k: _rgb(v) for k, v in dict(black='120f0e', dark='2c1e16', brown='4e3220', chestnut='683a24', auburn='7a341c', red='a84e22', dirty='927048', blonde='ceaa6e', platinum='e8d6b2',
@@ -85,7 +85,7 @@ CLOTHES = ('crew', 'vneck', 'turtle', 'stripes', 'check', 'bare')
 @functools.lru_cache
 def _rig(): return load_head()
 
-# %% ../../nbs/2_field/28_heads.ipynb #4b4ecff4
+# %% ../../nbs/2_field/28_heads.ipynb #b2427721
 _MOODS = ('mouthFrown', 'mouthPucker', 'mouthFunnel', 'jawOpen', 'mouthPress', 'mouthShrugLower', 'browDown', 'browInnerUp', 'noseSneer', 'cheekPuff')
 
 def sample_expression(r): # random.Random -> 52 weights
@@ -116,7 +116,7 @@ def _calm(r): # a colour that is not loud
     c, k = [r.uniform(.05, .9) for _ in range(3)], r.uniform(.2, .8)
     return tuple(sum(c)/3 + (x - sum(c)/3)*k for x in c)
 
-# %% ../../nbs/2_field/28_heads.ipynb #e31fb8f5
+
 def _hair_colors(r, tone): # -> hair, tips, brows, natural?
     pool = ['black', 'black', 'dark', 'dark', 'blonde', 'grey'] if tone > .6 and r.random() < .85 else \
            ['black', 'black', 'dark', 'dark', 'dark', 'brown', 'brown', 'brown', 'chestnut', 'auburn', 'red', 'dirty', 'blonde', 'blonde', 'platinum', 'grey', 'white', r.choice(('blue', 'pink', 'green', 'purple'))]
@@ -149,7 +149,7 @@ def sample_head(seed,               # any integer: the same seed is the same per
         r.choice(tuple(HATS)) if hats and r.random() < .12 else 'none', _calm(r), r.choice(('crew', 'crew', 'vneck', 'turtle', 'stripes', 'check', 'bare')), _calm(r), _calm(r),
         sample_light(r), r.choice(('gradient', 'noise', 'noise', 'plain')), seed)
 
-# %% ../../nbs/2_field/28_heads.ipynb #ccecf9c3
+# %% ../../nbs/2_field/28_heads.ipynb #5bb831e0
 @functools.cache
 def _kernel():
     "One thread a triangle."
@@ -193,7 +193,7 @@ def _kernel():
                         wp.atomic_max(key, y*w + x, (wp.int64(z*1073741824.0) << wp.int64(32)) | wp.int64(f + 1))
     return splat
 
-# %% ../../nbs/2_field/28_heads.ipynb #707c307c
+# %% ../../nbs/2_field/28_heads.ipynb #d62ba0f7
 class Drawn:
     "Triangles and what cuts them, ready for the kernel."
     def __init__(self, faces, # [f,3] int32
@@ -232,7 +232,7 @@ def resolve(key,       # [h*w] as `zbuffer` leaves it
     w = torch.stack([u*az, v*bz, (1 - u - v)*cz], 1)
     return hit, f, corner, w/w.sum(1, keepdim=True)
 
-# %% ../../nbs/2_field/28_heads.ipynb #a89f35eb
+# %% ../../nbs/2_field/28_heads.ipynb #cf23bbd9
 class ShadowMap:
     "What a far lamp sees."
     def __init__(self, v, drawn, count,         # [v,3]; Drawn, how many of its triangles cast shadows
@@ -255,7 +255,7 @@ class ShadowMap:
         taps = (0, 1, -1, n, -n) if soft else (0,)
         return sum((self.near[(i + k).clamp(0, n*n - 1)] <= z).float() for k in taps)/len(taps)
 
-# %% ../../nbs/2_field/28_heads.ipynb #a3a0dd1a
+# %% ../../nbs/2_field/28_heads.ipynb #84ffbb9d
 def sky_seen(v, faces, k=64): # [v,3], [f,3] int32 -> [v] 0..1
     "Cosine-weighted share of the sky that each vertex sees."
     drawn = Drawn(faces, torch.ones(len(v)), torch.zeros(len(v), 2))
@@ -268,7 +268,7 @@ def sky_seen(v, faces, k=64): # [v,3], [f,3] int32 -> [v] 0..1
         den += cos
     return num/den
 
-# %% ../../nbs/2_field/28_heads.ipynb #f5bf95a1
+# %% ../../nbs/2_field/28_heads.ipynb #fc4ddf81
 def _incident(faces, n): # [f,3] -> [n,k] triangles around each vertex, padded with f
     vertex, order = faces.flatten().sort(stable=True)
     first = torch.searchsorted(vertex, torch.arange(n))
@@ -303,7 +303,7 @@ def _template():
     skin = rig.faces[torch.as_tensor(d['face_part'].astype('int64')).sub(1.5).abs() < 1]                         # neck and face
     return dict(v=v, faces=faces, around=_incident(faces, len(v)), kind=face_part, fixed=fixed, scalp=scalp, eyes=eyes, lip=mask['lip'], skin=skin)
 
-# %% ../../nbs/2_field/28_heads.ipynb #250357eb
+# %% ../../nbs/2_field/28_heads.ipynb #c383455d
 @dataclass
 class Soup:
     "Triangles of one person."
@@ -326,7 +326,7 @@ def posed(h): # HeadParams -> vertices [v,3], the same at rest and without expre
     R, J = rotation(torch.tensor(h.neck)), joints[0, 1]
     return v[0], rig.shaped(shape)[0], R, J - R@J
 
-# %% ../../nbs/2_field/28_heads.ipynb #a66dca4b
+# %% ../../nbs/2_field/28_heads.ipynb #f0b45b8a
 def dressed(h, v, rest, R, shift): # HeadParams and what `posed` gives -> [Sheet, ...]
     "Hair, hat, glasses and beard, moved with the head."
     T, rng, st = _template(), random.Random(h.seed*7919 + 13), style(h.hair)
@@ -339,7 +339,7 @@ def dressed(h, v, rest, R, shift): # HeadParams and what `posed` gives -> [Sheet
     if h.beard != 'none': sheets += beard(T['v'], v, _head_normals(v, T), T['skin'], T['lip'], h.beard, h.beard_length)
     return sheets
 
-# %% ../../nbs/2_field/28_heads.ipynb #e9a023d3
+# %% ../../nbs/2_field/28_heads.ipynb #704af810
 def build(h): # HeadParams -> Soup
     "All triangles of a person."
     T, (v, rest, R, shift), fray = _template(), posed(h), style(h.hair).feather
@@ -355,7 +355,7 @@ def build(h): # HeadParams -> Soup
     attr, faces = torch.cat(at), torch.cat(fs).int()
     return Soup(torch.cat(vs), faces, attr, Drawn(faces, torch.cat(es), attr[:, 3:5].contiguous()), torch.cat(kinds), (n[0], n[0] + n[1], sum(n)), _rig().landmarks(v[None])[0])
 
-# %% ../../nbs/2_field/28_heads.ipynb #a3a4db44
+# %% ../../nbs/2_field/28_heads.ipynb #266b11cd
 def linear(c): # sRGB 0..1 -> linear light
     return torch.as_tensor(c, dtype=torch.float32)**2.2
 
@@ -392,7 +392,7 @@ def brow_weight(p, h): # [k,3] template positions -> 0..1
     hairs = noise3(torch.stack([p[:, 0]*1.6 - p[:, 1]*1.2*side, p[:, 1]*.7, p[:, 2]*.2], 1), 140.)[:, 0]
     return smoothstep(-.5, .9, d + hairs - .5)*smoothstep(-.06, .10, u)*smoothstep(1.06, .8, u)*density
 
-# %% ../../nbs/2_field/28_heads.ipynb #870e06b3
+# %% ../../nbs/2_field/28_heads.ipynb #4405f899
 def _paint_scalp(a, p, ear, n, n2, h, st): # hair colour of the scalp itself
     front = torch.atan2(p[:, 0], p[:, 2] - CENTRE[2]).rad2deg().abs()
     e = p[:, 1] - curve(front, st.hairline)
@@ -436,7 +436,7 @@ def has_features(p): # [k,3] -> [k] bool
     "The part of the face where brows, eyes, nose and lips are."
     return (p[:, 2] > .085) & (p[:, 0].abs() < .097) & (p[:, 1] > -.115) & (p[:, 1] < .1)
 
-# %% ../../nbs/2_field/28_heads.ipynb #1b11c1da
+# %% ../../nbs/2_field/28_heads.ipynb #fee19376
 def eyeball(d, h): # [k,3] directions in the eye's frame -> linear albedo [k,3]
     "The colour of an eye."
     d = normalize(d, dim=1)
@@ -462,7 +462,7 @@ def cloth(p, h): # -> linear albedo [k,3], bumps [k,3]
     if h.cloth == 'check': c = mix(c, d, .5*smoothstep(-.2, .2, torch.sin(p[:, 1]*180)) + .5*smoothstep(-.2, .2, torch.sin(p[:, 0]*180)))
     return c*(.85 + .3*n[:, 3:]), n[:, :3]
 
-# %% ../../nbs/2_field/28_heads.ipynb #bd091518
+# %% ../../nbs/2_field/28_heads.ipynb #97361862
 def sky_light(n, sky): # [k,3] normals; nine RGB triples -> [k,3]
     "Second-order spherical harmonics (unnormalised)."
     x, y, z = n.unbind(1)
@@ -488,7 +488,7 @@ class Samples:
         x[:, 9:12] = normalize(x[:, 9:12], dim=1)
         return Samples(x, torch.zeros(len(ids), dtype=torch.long).index_put_((i,), self.kind)), i
 
-# %% ../../nbs/2_field/28_heads.ipynb #70e9680b
+# %% ../../nbs/2_field/28_heads.ipynb #780d51c0
 def lambert(a, s,         # [k,3] albedo; Samples
             light, wrap=(0., 0., 0.), spec=None, power=30., # spec: None, number or [k]
             n=None, ao=None): # other normals, other occlusion
@@ -502,7 +502,7 @@ def lambert(a, s,         # [k,3] albedo; Samples
     fresnel = .04 + .96*(1 - (s.view*h).sum(1).clamp(0, 1))**5
     return c + key*(25*spec*fresnel*(n*h).sum(1).clamp(0, 1)**power*s.lit*(nl > 0))[:, None]
 
-# %% ../../nbs/2_field/28_heads.ipynb #8192c5ae
+# %% ../../nbs/2_field/28_heads.ipynb #6b8e1256
 def strands(s, h, st): # Samples, HeadParams, Style -> linear RGB [k,3]
     "Hair and beards."
     u, k, light = turn(s.q), int(st.strands), h.light
@@ -519,7 +519,7 @@ def strands(s, h, st): # Samples, HeadParams, Style -> linear RGB [k,3]
     out = c*(sky_light(n, light.sky)*.85*occ[:, None] + key*(diffuse*seen*(.4 + .6*occ))[:, None])
     return out + key*st.shine*((.16*lobe(-.08, 50))[:, None] + 1.6*c*lobe(.12, 12)[:, None])*(seen*occ)[:, None]
 
-# %% ../../nbs/2_field/28_heads.ipynb #1fbac1df
+# %% ../../nbs/2_field/28_heads.ipynb #f309cad9
 SEG = ('background', 'skin', 'brow', 'eye', 'ear', 'lip', 'mouth', 'neck', 'hair', 'beard', 'glasses', 'hat', 'cloth')
 
 def _shade_skin(s, h, st):
@@ -569,7 +569,7 @@ def _shade_hat(s, h, st):
 def _shade_hair(s, h, st): return strands(s, h, st), torch.where(s.kind == MATERIAL['beard'], 9, 8)
 def _shade_band(s, h, st): return lambert(linear(h.hat_color)*.8, s, h.light), 8
 
-# %% ../../nbs/2_field/28_heads.ipynb #ea1af56b
+# %% ../../nbs/2_field/28_heads.ipynb #90c27573
 _SHADERS = (_shade_face, _shade_skin, _shade_cloth, _shade_hat, _shade_eye, _shade_mouth, _shade_hair, _shade_frame, _shade_band)
 _PER_PIXEL = (_shade_skin, _shade_cloth, _shade_hat)                       # smooth enough to be coloured once per pixel and material
 _SHADER_OF = dict(hat=3, eyeball=4, mouth=5, teeth=5, tongue=5, hair=6, beard=6, frame=7, lens=7, band=8)   # the other parts: face, skin, or cloth below the collar
@@ -593,7 +593,7 @@ def shade(s, h, st,  # Samples, HeadParams, Style
     out[order], labels[order] = color, seg
     return out, labels
 
-# %% ../../nbs/2_field/28_heads.ipynb #0f054c81
+# %% ../../nbs/2_field/28_heads.ipynb #d5057037
 BACKGROUNDS = ('gradient', 'noise', 'plain', 'white')
 
 def background(kind, seed, size): # one of BACKGROUNDS; integer; pixels -> sRGB [size,size,3]
@@ -611,7 +611,7 @@ def background(kind, seed, size): # one of BACKGROUNDS; integer; pixels -> sRGB 
     z = .5*c.mean(0) + .5*dull(torch.rand(k, k, 3, generator=g)*.8, .8*loud)
     return interpolate(z.permute(2, 0, 1)[None], size=(size, size), mode='bicubic', align_corners=True)[0].permute(1, 2, 0).clamp(0, 1)
 
-# %% ../../nbs/2_field/28_heads.ipynb #3b207bd2
+# %% ../../nbs/2_field/28_heads.ipynb #e2df5b95
 def _draw(soup, c, S, hair, strands): # [25]; samples of a side; with hair?; noise values around a turn -> P, key, key of the bald head, origin [3]
     (M,), (K,) = split_label(c)
     x = (soup.v - M[:3, 3])@M[:3, :3]
@@ -638,7 +638,7 @@ def _landmarks(soup, c, key, S): # -> uv [68,2], visible [68]
 def _pool(x, pixel, size, k): # [n,ch] samples, their pixels; k*k samples a pixel -> mean [size,size,ch]
     return torch.zeros(size*size, x.shape[1]).index_add_(0, pixel, x).view(size, size, -1)/k**2
 
-# %% ../../nbs/2_field/28_heads.ipynb #215c308a
+# %% ../../nbs/2_field/28_heads.ipynb #0aeee89a
 def render_one(h, soup, c, size,       # HeadParams, Soup, [25], pixels
                hair=True,              # False: the same head without hair
                backdrop=None,          # one of BACKGROUNDS; None: the person's own
@@ -675,7 +675,7 @@ def render_one(h, soup, c, size,       # HeadParams, Soup, [25], pixels
     x = _pool(torch.cat([embedding_bag(corner, soup.attr[:, 3:6].contiguous(), per_sample_weights=w, mode='sum'), torch.ones(len(hit), 1)], 1), hit//S//samples*size + hit % S//samples, size, samples)
     return out | dict(corr=x[..., :3]/x[..., 3:].clamp(min=1e-6), corr_mask=x[..., 3:])
 
-# %% ../../nbs/2_field/28_heads.ipynb #cba56b1a
+# %% ../../nbs/2_field/28_heads.ipynb #ff4f84e0
 def render_heads(params,               # HeadParams, or one for every camera; neighbours that are the same object share one mesh
                  c,                    # [n,25] cameras
                  size=128,             # pixels

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['AXES', 'taps_for', 'COLOUR', 'read_axes', 'SamplerCfg', 'grid_of', 'planes_from_image', 'sample_grid', 'Taps',
-           'sample_table', 'PlaneSampler', 'DecoderCfg', 'Decoder', 'TwoStage', 'PlaneField', 'make_field']
+           'sample_table', 'PlaneSampler', 'DecoderCfg', 'log_sigmoid', 'Decoder', 'TwoStage', 'PlaneField',
+           'make_field']
 
-# %% ../../nbs/2_field/20_planes.ipynb #aa1b0598
+# %% ../../nbs/2_field/20_planes.ipynb #b2c30403
 import math
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,14 +18,14 @@ import torch.nn.functional as F
 from ..base.core import require, suggest
 from ..nets.ops import Linear
 
-# %% ../../nbs/2_field/20_planes.ipynb #ec29dca0
+# %% ../../nbs/2_field/20_planes.ipynb #18403c89
 AXES = {'eg3d': ('x y z', 'x z y', 'z x y'),             # the release: planes 1 and 2 both span x and z
         'eg3d_paper': ('x y z', 'x z y', 'y z x'),       # the paper's figure: three different planes
         'panohead': ('x y z', 'x z y', 'y z x'),
         'next3d': ('x y z', 'x z y', 'z y x'),
         'head360': ('x y z', '-z y x', 'x -z y')}
 
-# %% ../../nbs/2_field/20_planes.ipynb #b3e27574
+# %% ../../nbs/2_field/20_planes.ipynb #f88b8eda
 def read_axes(name: str,   # three axis names with optional signs, such as 'x -z y'
              ) -> tuple:   # ((axis index, sign) for width, height, depth)
     "The three world axes of one plane."
@@ -33,7 +34,7 @@ def read_axes(name: str,   # three axis names with optional signs, such as 'x -z
     require(ok, f"axes {name!r} must name x, y and z once each, as in 'x z y' (width, height, depth)")
     return tuple(('xyz'.index(p[-1]), -1 if p[0] == '-' else 1) for p in parts)
 
-# %% ../../nbs/2_field/20_planes.ipynb #1f03efb3
+# %% ../../nbs/2_field/20_planes.ipynb #b25d4760
 @dataclass(frozen=True)
 class SamplerCfg:
     "Where a point looks: everything that differs between tri-plane, tri-grid and hex-plane."
@@ -53,7 +54,7 @@ class SamplerCfg:
     def flat(self): # True: the off-plane coordinate is ignored
         return self.depth == 1 and self.mode == 'paper'
 
-# %% ../../nbs/2_field/20_planes.ipynb #918fabae
+# %% ../../nbs/2_field/20_planes.ipynb #eff21255
 def grid_of(x,        # [b,m,3] world points
             cfg,      # SamplerCfg
            ):         # [b,p,m,3]: (width, height, depth) coordinates, -1..1 inside the box
@@ -62,7 +63,7 @@ def grid_of(x,        # [b,m,3] world points
     scale = torch.tensor(sign, dtype=x.dtype, device=x.device)*(2/cfg.box_warp)
     return x[:, :, torch.tensor(order, device=x.device)].transpose(1, 2)*scale[:, None]
 
-# %% ../../nbs/2_field/20_planes.ipynb #6d0baf0c
+# %% ../../nbs/2_field/20_planes.ipynb #26f9cd02
 def planes_from_image(image,     # [b, p*c*d, h, w]: what the plane maker draws
                       p: int = 3,# number of planes
                       d: int = 1,# slices per plane
@@ -71,7 +72,7 @@ def planes_from_image(image,     # [b, p*c*d, h, w]: what the plane maker draws
     require(image.shape[1] % (p*d) == 0, f'{image.shape[1]} channels cannot be cut into {p} planes of {d} slices')
     return image.unflatten(1, (p, image.shape[1]//(p*d), d))
 
-# %% ../../nbs/2_field/20_planes.ipynb #5bbfde1e
+# %% ../../nbs/2_field/20_planes.ipynb #5dde2b37
 def sample_grid(planes, # [b,p,c,d,h,w]
                 x,      # [b,m,3] world points
                 cfg,    # SamplerCfg
@@ -85,7 +86,7 @@ def sample_grid(planes, # [b,p,c,d,h,w]
     if cfg.reduce == 'none': return f.transpose(2, 3)
     return (f.mean(1) if cfg.reduce == 'mean' else f.sum(1)).transpose(1, 2)
 
-# %% ../../nbs/2_field/20_planes.ipynb #1d53cdc8
+# %% ../../nbs/2_field/20_planes.ipynb #16c48b50
 class Taps:
     "Which rows of a table a point reads, and with which weights: fixed by config and plane size."
     def __init__(self, cfg, d, h, w): # SamplerCfg, slices, height, width
@@ -161,7 +162,7 @@ class Taps:
 
 taps_for = lru_cache(maxsize=32)(Taps)
 
-# %% ../../nbs/2_field/20_planes.ipynb #2a9c6c1b
+# %% ../../nbs/2_field/20_planes.ipynb #fe54c568
 class _Bag(torch.autograd.Function):
     "sum_t weights[m,t] table[rows[m,t]], with a backward that sorts points by cell instead of scattering."
     @staticmethod
@@ -185,7 +186,7 @@ class _Bag(torch.autograd.Function):
                 out[shift:] += F.embedding_bag(point, g, start, mode='sum', per_sample_weights=wk)[:len(out) - shift]
         return out, None, None, None
 
-# %% ../../nbs/2_field/20_planes.ipynb #d1953d0b
+# %% ../../nbs/2_field/20_planes.ipynb #dcc77073
 def sample_table(table,  # [b*rows,c] of taps.table
                  x,      # [3,b,m] points in box coordinates; changed in place
                  taps,   # Taps
@@ -197,7 +198,7 @@ def sample_table(table,  # [b*rows,c] of taps.table
     f = _Bag.apply(table, rows, weights, taps) if table.requires_grad else F.embedding_bag(rows, table, mode='sum', per_sample_weights=weights)
     return f.view(b, m, -1)
 
-# %% ../../nbs/2_field/20_planes.ipynb #25a0392b
+# %% ../../nbs/2_field/20_planes.ipynb #ab9e9c58
 class PlaneSampler:
     "Look up points in planes: `sampler(planes, x)`, or `look = sampler.on(planes)` for many lookups."
     def __init__(self, cfg=SamplerCfg()): self.cfg = cfg
@@ -230,12 +231,12 @@ class PlaneSampler:
         require(planes.shape[1] == len(self.cfg.axes), f'{planes.shape[1]} planes for {len(self.cfg.axes)} axes in the config')
         require(planes.shape[3] == self.cfg.depth, f'planes have {planes.shape[3]} depth slices; the config says {self.cfg.depth}')
 
-# %% ../../nbs/2_field/20_planes.ipynb #bc3dad68
+# %% ../../nbs/2_field/20_planes.ipynb #e0992021
 COLOUR = {'sigmoid': lambda x: torch.sigmoid(x)*1.002 - 0.001,
           'none': lambda x: x,
           'lrelu': lambda x: F.leaky_relu(x, 0.2)*math.sqrt(2)}
 
-# %% ../../nbs/2_field/20_planes.ipynb #4a0d756d
+# %% ../../nbs/2_field/20_planes.ipynb #2e6def4b
 @dataclass(frozen=True)
 class DecoderCfg:
     "The small network from features to colour and density."
@@ -248,7 +249,28 @@ class DecoderCfg:
     def __post_init__(self):
         require(self.activation in COLOUR, f'activation is {self.activation!r}{suggest(self.activation, COLOUR)}')
 
-# %% ../../nbs/2_field/20_planes.ipynb #e76dc188
+# %% ../../nbs/2_field/20_planes.ipynb #3bc6a319
+class _LogSigmoid(torch.autograd.Function):
+    "log(sigmoid(x)) in two passes over memory, its gradient in one."
+    @staticmethod
+    def forward(ctx, x):
+        s = torch.sigmoid(x)
+        ctx.save_for_backward(s)
+        return torch.log(s)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, g):
+        s, = ctx.saved_tensors
+        return torch.addcmul(g, g, s, value=-1)
+
+
+def log_sigmoid(x): # any shape; softplus(h) = -log_sigmoid(-h)
+    "The library's, or on a CPU a third of its time."
+    quick = x.device.type == 'cpu' and x.dtype == torch.float32 and x.numel() and x.amin() > -80   # below, the sigmoid underflows
+    return _LogSigmoid.apply(x) if quick else F.logsigmoid(x)
+
+# %% ../../nbs/2_field/20_planes.ipynb #e35fe0dc
 class Decoder(nn.Module):
     "f [..., c] -> feat [..., C], sigma [..., 1] (raw: the renderer applies softplus)."
     def __init__(self, cfg=DecoderCfg()):
@@ -261,11 +283,11 @@ class Decoder(nn.Module):
         return [(fc.weight*(fc.lr_mul/math.sqrt(fc.weight.shape[1])), fc.bias*fc.lr_mul) for fc in (self.fc0, self.fc1)]
 
     def forward(self, f):
-        first, last = self.weights()
-        sigma, colour = F.linear(F.softplus(F.linear(f, *first)), *last).split([1, self.cfg.out_dim], -1)
+        (w0, b0), (w1, b1) = self.weights()                            # signs: softplus(h) = -log_sigmoid(-h)
+        sigma, colour = F.linear(log_sigmoid(F.linear(f, -w0, -b0)), -w1, b1).split([1, self.cfg.out_dim], -1)
         return COLOUR[self.cfg.activation](colour), sigma
 
-# %% ../../nbs/2_field/20_planes.ipynb #39ed3008
+# %% ../../nbs/2_field/20_planes.ipynb #d1a34429
 class TwoStage:
     "Density for all points, colour only for the rows that are asked for (CPU, no gradients)."
     def __init__(self, planes, cfg, decoder): # [1,p,c,d,h,w], SamplerCfg, Decoder
@@ -292,7 +314,7 @@ class TwoStage:
         if self.activation == 'sigmoid': return o.sigmoid_().mul_(1.002).sub_(0.001)
         return COLOUR[self.activation](o)
 
-# %% ../../nbs/2_field/20_planes.ipynb #95a5da4f
+# %% ../../nbs/2_field/20_planes.ipynb #92e89c08
 class PlaneField:
     "A field made of planes: x -> (feat, sigma)."
     def __init__(self, planes, sampler, decoder):

@@ -6,14 +6,14 @@
 __all__ = ['PATHS', 'CACHE', 'FAINT', 'interval_weights', 'mean_depth', 'march', 'sample_weights', 'RenderCfg', 'box_limits',
            'limits', 'stratified', 'importance', 'edit_density', 'render', 'randoms']
 
-# %% ../../nbs/2_field/21_render.ipynb #2d77dbfd
+# %% ../../nbs/2_field/21_render.ipynb #75a06939
 import math
 from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from ..base.core import require, suggest
 
-# %% ../../nbs/2_field/21_render.ipynb #35f4ada1
+# %% ../../nbs/2_field/21_render.ipynb #2455597c
 def interval_weights(sigma, depth, # [...,S] each, depths ascending
                     ):             # [...,S-1]
     "The weight of every interval: opacity times what the intervals before let through."
@@ -22,7 +22,7 @@ def interval_weights(sigma, depth, # [...,S] each, depths ascending
     through = torch.cumprod(1 - alpha + 1e-10, -1)
     return alpha*F.pad(through[..., :-1], (1, 0), value=1.)
 
-# %% ../../nbs/2_field/21_render.ipynb #68f8ca78
+# %% ../../nbs/2_field/21_render.ipynb #3f3f1e0f
 def mean_depth(dist, total, low, high): # [b,m,1] twice, two numbers
     "sum w t / sum w, clamped; empty rays (0/0) get the largest depth of the call, and a gradient of zero instead of NaN."
     hit = total > 0
@@ -42,12 +42,12 @@ def march(feat, sigma, depth, # [b,m,S,C], [b,m,S,1], [b,m,S,1], sorted by depth
     if white_back: rgb = rgb + 1 - total
     return (2*rgb - 1 if final_map == '2x-1' else rgb), d, w
 
-# %% ../../nbs/2_field/21_render.ipynb #a231887d
+# %% ../../nbs/2_field/21_render.ipynb #09de6171
 def sample_weights(w): # [...,S-1] weights of intervals -> [...,S] weights of samples
     "Colours are averaged over the ends of an interval, so a sample gets half of both its intervals."
     return (F.pad(w, (1, 0)) + F.pad(w, (0, 1)))/2
 
-# %% ../../nbs/2_field/21_render.ipynb #5a09adbc
+# %% ../../nbs/2_field/21_render.ipynb #cccff586
 @dataclass(frozen=True)
 class RenderCfg:
     "How rays are sampled and summed."
@@ -71,7 +71,7 @@ class RenderCfg:
         require(self.final_map in ('2x-1', 'none'), f"final_map is {self.final_map!r}{suggest(self.final_map, ('2x-1', 'none'))}")
         require(not (auto and self.disparity), "disparity sampling needs fixed limits, not 'auto'")
 
-# %% ../../nbs/2_field/21_render.ipynb #89051a05
+# %% ../../nbs/2_field/21_render.ipynb #e5b303a1
 def box_limits(origins, dirs, # [...,3] each
                side: float,   # of the cube around 0
               ):              # entry, exit [...,1]; -1 and -2 where the ray misses
@@ -85,7 +85,7 @@ def box_limits(origins, dirs, # [...,3] each
     t0, t1 = torch.maximum(t0, z0), torch.minimum(t1, z1)
     return torch.where(miss, -1., t0)[..., None], torch.where(miss, -2., t1)[..., None]
 
-# %% ../../nbs/2_field/21_render.ipynb #31d25dd7
+# %% ../../nbs/2_field/21_render.ipynb #66e22255
 def limits(origins, dirs, cfg): # [b,m,3], [b,m,3], RenderCfg
     "Depth limits of every ray: two numbers, or two tensors [b,m,1] for 'auto'."
     if cfg.near != 'auto': return cfg.near, cfg.far
@@ -95,7 +95,7 @@ def limits(origins, dirs, cfg): # [b,m,3], [b,m,3], RenderCfg
     first, last = t0[hit].min(), t0[hit].max()   # both of the entries: as released
     return torch.where(hit, t0, first), torch.where(hit, t1, last)
 
-# %% ../../nbs/2_field/21_render.ipynb #55bfb7c7
+# %% ../../nbs/2_field/21_render.ipynb #b4ab9108
 def stratified(near, far,   # numbers or [b,m,1]
                jitter,      # [b,m,S] in [0,1)
                disparity=False,
@@ -108,7 +108,7 @@ def stratified(near, far,   # numbers or [b,m,1]
     step = (far - near)/(n - 1)
     return near + k*step + jitter*step
 
-# %% ../../nbs/2_field/21_render.ipynb #704ba2dc
+# %% ../../nbs/2_field/21_render.ipynb #09bf5854
 @torch.no_grad()
 def importance(depth,   # [...,S] coarse depths, ascending
                weights, # [...,S-1] coarse interval weights
@@ -125,7 +125,7 @@ def importance(depth,   # [...,S] coarse depths, ascending
     span = torch.where(c1 - c0 < 1e-5, 1., c1 - c0)
     return b0 + (u - c0)/span*(b1 - b0)
 
-# %% ../../nbs/2_field/21_render.ipynb #3b3a0748
+# %% ../../nbs/2_field/21_render.ipynb #3a6f4d08
 def edit_density(sigma,  # [...,S] raw
                  x, z,   # [...,S] world coordinates
                  cfg,    # RenderCfg
@@ -139,7 +139,7 @@ def edit_density(sigma,  # [...,S] raw
         sigma = torch.where(low, -1000., 1000. if cfg.binarise else sigma)
     return sigma
 
-# %% ../../nbs/2_field/21_render.ipynb #a3a9e4cb
+# %% ../../nbs/2_field/21_render.ipynb #b611ded8
 PATHS = ('auto', 'reference', 'lean', 'fast')
 
 
@@ -161,7 +161,7 @@ def render(field,               # (x [b,n,3], ray) -> feat [b,n,C], sigma [b,n,1
     depth = stratified(near, far, jitter, cfg.disparity)
     stages = field.stages() if path in ('auto', 'fast') and not torch.is_grad_enabled() and not density_noise and ray is None and hasattr(field, 'stages') else None
     require(path != 'fast' or stages, "path 'fast' needs a field with stages() on the CPU, no gradients, no density noise, no ray data")
-    if stages: parts = _fast_chunks(stages, origins, dirs, depth, u, cfg)
+    if stages: parts = _fast_chunks(stages, origins, dirs, depth, u, cfg, min(CACHE, (memory or math.inf)/8))
     else: parts = _chunks(field, origins, dirs, depth, u, cfg, ray, density_noise, memory, _sums if path == 'reference' else _lean_sums)
     feat, d, mask, low, high = parts
     d = mean_depth(d, mask, low, high)
@@ -181,7 +181,7 @@ def randoms(origins, cfg, deterministic, generator):
         u = torch.rand(b, m, k, generator=generator, **kw).sort(-1)[0]
     return jitter, u if k else None
 
-# %% ../../nbs/2_field/21_render.ipynb #606361b3
+# %% ../../nbs/2_field/21_render.ipynb #75965e5c
 def _chunks(field, o, d, depth, u, cfg, ray, noise, memory, sums):
     "Rays in chunks of at most `memory` bytes (counted as 1.5 kB a sample); the depth range is that of the whole call."
     if memory is None: memory = 2**62 if torch.is_grad_enabled() else 2**28
@@ -219,7 +219,7 @@ def _sums(look, depth, u):
     mid = lambda a: (a[:, :, 1:] + a[:, :, :-1])/2
     return (w*mid(feat)).sum(2), (w*mid(depth[..., None])).sum(2), w.sum(2), depth.min(), depth.max()
 
-# %% ../../nbs/2_field/21_render.ipynb #452e80d1
+# %% ../../nbs/2_field/21_render.ipynb #6f8ea712
 def _inverse(order): # [...,n] permutations
     "Where each sample went."
     return torch.empty_like(order).scatter_(-1, order, torch.arange(order.shape[-1], device=order.device).expand_as(order))
@@ -241,11 +241,11 @@ def _lean_sums(look, depth, u):
     total = add(w, feat) if u is None else add(w[..., :n], feat) + add(w[..., n:], feat2)
     return total, dist, w.sum(-1, keepdim=True), depth.min(), depth.max()
 
-# %% ../../nbs/2_field/21_render.ipynb #7dfdfdf3
+# %% ../../nbs/2_field/21_render.ipynb #00b98e8b
 CACHE, FAINT = 3.2e6, 1e-7 # activations of a chunk (13 MB); weights below are not worth a colour
 
 
-def _fast_chunks(stages, o, d, depth, u, cfg):
+def _fast_chunks(stages, o, d, depth, u, cfg, room):
     "Chunks as large as the cache: sample, decode and march before anything goes back to memory."
     b, m, _ = o.shape
     outs = None
@@ -253,7 +253,7 @@ def _fast_chunks(stages, o, d, depth, u, cfg):
     for i in range(b):
         stage = stages(i)
         oi, di = o[i].T.contiguous(), d[i].T.contiguous()
-        n = max(1, int(CACHE/stage.width/(cfg.samples + cfg.importance)))
+        n = max(1, int(room/stage.width/(cfg.samples + cfg.importance)))
         for s in range(0, m, n):
             c = slice(s, min(s + n, m))
             f, dist, mask, lo, hi = _fast_sums(stage, oi[:, c], di[:, c], depth[i, c], None if u is None else u[i, c], cfg)
@@ -262,7 +262,7 @@ def _fast_chunks(stages, o, d, depth, u, cfg):
             low.append(lo); high.append(hi)
     return *outs, torch.stack(low).min(), torch.stack(high).max()
 
-# %% ../../nbs/2_field/21_render.ipynb #47fcb504
+# %% ../../nbs/2_field/21_render.ipynb #cb81afe7
 def _fast_sums(stage, o, d, depth, u, cfg):
     "One chunk of one sample; o and d are [3,r]."
     def density(t, memo):

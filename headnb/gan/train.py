@@ -9,7 +9,7 @@ __all__ = ['RUN_LENGTH', 'KILL_POINTS', 'ReconCfg', 'TrainCfg', 'kill_point', 'r
            'load_checkpoint', 'resume', 'Log', 'preview', 'Pictures', 'Keep', 'default_observers', 'crossed',
            'Diverged', 'check_finite', 'train', 'export_state', 'import_state']
 
-# %% ../../nbs/3_gan/37_train.ipynb #f1ecb562
+# %% ../../nbs/3_gan/37_train.ipynb #63b16800
 from dataclasses import dataclass, field, replace
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +21,7 @@ from ..base.show import image_grid
 from .data import Batches, pose_weights
 from .terms import ImageLatents, Latents, Logistic, R1, Recon, ScheduleCfg, Step, density_terms, ema_beta, lazy_adam, total
 
-# %% ../../nbs/3_gan/37_train.ipynb #1be50591
+# %% ../../nbs/3_gan/37_train.ipynb #b6b65de8
 @dataclass(frozen=True)
 class ReconCfg:
     "The warm start of notebook 35: reconstruct the training views first, then hand over to the GAN."
@@ -77,7 +77,7 @@ class TrainCfg:
 
 RUN_LENGTH = ('kimg', 'max_seconds', 'snapshot_kimg', 'keep', 'preview_kimg', 'log_every', 'tensorboard')   # may change on resume
 
-# %% ../../nbs/3_gan/37_train.ipynb #68d6b9a3
+# %% ../../nbs/3_gan/37_train.ipynb #fad53093
 KILL_POINTS = ('loader', 'G_step', 'G_reg', 'D_step', 'R1', 'EMA', 'checkpoint_write', 'rename')
 
 
@@ -88,7 +88,7 @@ def kill_point(name: str,  # one of KILL_POINTS
     at = os.environ.get('HEADNB_KILL_AT')
     if at and at == f'{name}:{step}': os.kill(os.getpid(), signal.SIGKILL)
 
-# %% ../../nbs/3_gan/37_train.ipynb #53dbed6f
+# %% ../../nbs/3_gan/37_train.ipynb #6fc8f7d5
 def rng_state() -> dict:  # tensors and plain data
     "The state of every random generator of this process."
     kind, keys, *rest = np.random.get_state()
@@ -113,7 +113,7 @@ def rng_kept():
     try: yield
     finally: set_rng_state(s)
 
-# %% ../../nbs/3_gan/37_train.ipynb #017f43ac
+# %% ../../nbs/3_gan/37_train.ipynb #083b6622
 @dataclass
 class Phase:
     "Terms that are evaluated together, with the optimiser they drive."
@@ -134,7 +134,7 @@ def make_phases(terms,  # list of terms
         if mine: out.append(Phase(name, who, mine, mine[0].every))
     return out
 
-# %% ../../nbs/3_gan/37_train.ipynb #6f6fba61
+# %% ../../nbs/3_gan/37_train.ipynb #6579b38a
 def after(kimg: float, weight: float = 1.):  # -> function of kimg
     "A weight that is zero before `kimg`."
     return (lambda k: weight if k >= kimg else 0.) if kimg > 0 else weight
@@ -161,7 +161,7 @@ def default_terms(cfg: TrainCfg,
     out += [Logistic(weight=rise, who='G'), *lazy]
     return out + [Logistic(weight=after(start - r.d_kimg), who='D'), R1(weight=after(start - r.d_kimg), every=cfg.r1_every, gamma=cfg.gamma, keys=cfg.r1_keys)]
 
-# %% ../../nbs/3_gan/37_train.ipynb #c5ec0b1f
+# %% ../../nbs/3_gan/37_train.ipynb #69dbde8b
 class Run:
     "A training run: networks, optimisers, data order, counters."
     def __init__(self, G, D, data,
@@ -211,7 +211,7 @@ class Run:
                 for t in (m.state_dict().values() if m else ()): t.copy_(broadcast(t.contiguous()))
         torch.manual_seed(self.cfg.seed*self.world + self.acc.process_index)
 
-# %% ../../nbs/3_gan/37_train.ipynb #3e11e9a4
+# %% ../../nbs/3_gan/37_train.ipynb #4b018a7e
 def draw(run: Run, real, who) -> Step:
     "A fresh step: latents and cameras at random (`weights` of the poses included)."
     b, n = run.cfg.batch//run.world, len(run.labels)
@@ -231,7 +231,7 @@ def clean_gradients(run: Run, who) -> dict:  # numbers for the log
         for g in grads: g.nan_to_num_(0., 1e5, -1e5)
     return {f'{who}/grad': norm.nan_to_num(0., 0.), f'{who}/bad_grad': (~norm.isfinite()).float()}
 
-# %% ../../nbs/3_gan/37_train.ipynb #01996e36
+# %% ../../nbs/3_gan/37_train.ipynb #30e4f648
 def play(run: Run, phase: Phase, real: dict) -> dict:  # numbers for the log
     "One optimiser step of one phase."
     terms = phase.active(run.nimg)
@@ -274,7 +274,7 @@ def adapt(run: Run, stats):
     run.augment.adjust(float(mean), run.cfg.batch)
     run.signs = [0., 0]
 
-# %% ../../nbs/3_gan/37_train.ipynb #0c64b803
+# %% ../../nbs/3_gan/37_train.ipynb #19302f1c
 def _modules(run): return {k: m for k in ('G', 'D', 'G_ema', 'latents', 'augment') if (m := getattr(run, k)) is not None}
 
 
@@ -343,7 +343,7 @@ def _write_shared(run, new, where):
 def _sync(path):
     with open(path, 'rb') as f: os.fsync(f.fileno())
 
-# %% ../../nbs/3_gan/37_train.ipynb #ac3585bf
+# %% ../../nbs/3_gan/37_train.ipynb #c8e1d62b
 def checkpoints(out) -> list:  # folders, oldest first
     "The complete checkpoints of a run."
     return sorted(Path(out).glob('checkpoints/step-*'))
@@ -369,7 +369,7 @@ def newest(out,  # folder of a run
     require(not bad, f'{out}: no checkpoint can be used ({"; ".join(bad)})')
     return None, bad
 
-# %% ../../nbs/3_gan/37_train.ipynb #7b561bbb
+# %% ../../nbs/3_gan/37_train.ipynb #6aa3def8
 def first_difference(a: dict, b: dict, where=''):  # -> 'train.batch: 8 here, 16 there' or ''
     "The first entry in which two nested configurations differ."
     for k in sorted({*a, *b}):
@@ -414,15 +414,12 @@ def resume(run: Run,
     if folder is not None: load_checkpoint(run, folder)
     return bad
 
-# %% ../../nbs/3_gan/37_train.ipynb #b80805e9
+# %% ../../nbs/3_gan/37_train.ipynb #ac0b7644
 class Log:
     "metrics.jsonl, and TensorBoard if asked."
     def __init__(self, out, every=20, tensorboard=False):
-        self.path, self.every, self.sums, self.board, self.at = Path(out)/'metrics.jsonl', every, {}, None, None
+        self.path, self.every, self.sums, self.tensorboard, self.board, self.at = Path(out)/'metrics.jsonl', every, {}, tensorboard, None, None
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-            self.board = SummaryWriter(str(Path(out)/'tensorboard'))
 
     def rewind(self, step):
         "Forget lines beyond the checkpoint that the run goes on from."
@@ -440,9 +437,15 @@ class Log:
         row |= {k: round(float(s/n), 5) for k, (s, n) in self.sums.items()} | ({'ada_p': float(run.augment.p)} if run.augment else {})
         self.sums, self.at, run.row = {}, now, row
         with open(self.path, 'a') as f: f.write(json.dumps(row) + '\n')
-        for k, v in row.items() if self.board else (): self.board.add_scalar(k, v or 0., run.step)
+        if self.tensorboard: self.to_board(run, row)
 
-# %% ../../nbs/3_gan/37_train.ipynb #e5039dc9
+    def to_board(self, run, row):
+        "The same numbers for TensorBoard."
+        from torch.utils.tensorboard import SummaryWriter
+        self.board = self.board or SummaryWriter(str(self.path.parent/'tensorboard'))
+        for k, v in row.items(): self.board.add_scalar(k, v or 0., run.step)
+
+# %% ../../nbs/3_gan/37_train.ipynb #764c9802
 @torch.no_grad()
 def preview(run, rows=4, yaws=(-.5, 0., .5)):  # -> uint8 [h,w,3]
     "Fixed latents of the averaged generator from fixed cameras: own training cameras first, then their depth."
@@ -479,7 +482,7 @@ def crossed(run, kimg) -> bool:
     "Did the last step pass a multiple of `kimg`?"
     return kimg > 0 and run.nimg//(1000*kimg) > (run.nimg - run.cfg.batch)//(1000*kimg)
 
-# %% ../../nbs/3_gan/37_train.ipynb #306be6ce
+# %% ../../nbs/3_gan/37_train.ipynb #7b2408dd
 class Diverged(RuntimeError):
     "The loss is not finite or too large; the message names the step and the last good checkpoint."
 
@@ -490,7 +493,7 @@ def check_finite(run: Run):
     last = checkpoints(run.out)[-1:]
     raise Diverged(f'the loss was not finite or above {run.cfg.max_loss:g} at step {bad}; ' + (f'the last good checkpoint is {last[0]}' if last else 'no checkpoint had been written'))
 
-# %% ../../nbs/3_gan/37_train.ipynb #b9cebf44
+# %% ../../nbs/3_gan/37_train.ipynb #352950d7
 def train(G, D, data,
           cfg: TrainCfg,
           out,                # folder of the run
@@ -544,7 +547,7 @@ def _stopper(out):
     def agreed(run): return run.step % run.cfg.log_every == 0 and bool(run.acc.reduce(torch.tensor(float(wanted(run)), device=run.device), 'sum') > 0)
     return lambda run: wanted(run) if run.world == 1 else agreed(run)
 
-# %% ../../nbs/3_gan/37_train.ipynb #3325daf1
+# %% ../../nbs/3_gan/37_train.ipynb #9b5fffc3
 def export_state(run: Run, path, info=None):  # info: JSON-able facts to keep with the weights
     "Write G, G_ema, D (bfloat16), latents and counters to one safetensors file."
     from safetensors.torch import save_file

@@ -6,7 +6,7 @@
 __all__ = ['HALF', 'MappingCfg', 'Mapping', 'SynthesisLayer', 'ToRGB', 'layout', 'half_from', 'SynthesisBlock', 'widths',
            'count_ws', 'SynthesisCfg', 'Synthesis']
 
-# %% ../../nbs/1_nets/11_stylegan2.ipynb #f0b3c1be
+# %% ../../nbs/1_nets/11_stylegan2.ipynb #b2d4559c
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -14,8 +14,9 @@ import torch
 from torch import nn
 from ..base.core import require
 from .ops import Linear, bias_act, modulated_conv2d, normalize_2nd_moment, upsample2d
+from .winograd import pays, winograd_layer
 
-# %% ../../nbs/1_nets/11_stylegan2.ipynb #59258f6d
+# %% ../../nbs/1_nets/11_stylegan2.ipynb #166cf0d5
 @dataclass(frozen=True)
 class MappingCfg:
     "From latent and label to style vectors."
@@ -31,7 +32,7 @@ class MappingCfg:
     c_scale: float = 1.          # factor of the label
     zero_c: bool = False         # replace the label by zeros
 
-# %% ../../nbs/1_nets/11_stylegan2.ipynb #3b78594c
+# %% ../../nbs/1_nets/11_stylegan2.ipynb #77852fa3
 class Mapping(nn.Module):
     "(z, c) -> ws. Parameters embed, fc0, fc1, ...; buffer w_avg."
     def __init__(self, cfg=MappingCfg()):
@@ -80,7 +81,7 @@ class Mapping(nn.Module):
         w = ws[:, 0] if ws.ndim == 3 else ws
         self.w_avg.copy_(w.float().mean(0).lerp(self.w_avg, self.cfg.decay))
 
-# %% ../../nbs/1_nets/11_stylegan2.ipynb #a3eb759f
+# %% ../../nbs/1_nets/11_stylegan2.ipynb #49876f46
 class SynthesisLayer(nn.Module):
     "Modulated 3x3 convolution, noise, bias, leaky ReLU, clamp."
     def __init__(self,
@@ -113,10 +114,12 @@ class SynthesisLayer(nn.Module):
         generator: torch.Generator | None = None, # source of the random noise
         fused: bool | None = None                 # form of the convolution; None: the faster
     ) -> torch.Tensor:                            # [b,n_out,h*up,w*up]
-        x = modulated_conv2d(x, self.weight, self.affine(w), self.noise(x, noise, generator), self.up, fused=fused, bias=self.bias, gain=math.sqrt(2))
+        s, noise = self.affine(w), self.noise(x, noise, generator)
+        if fused is None and pays(x, self.weight, self.up): return winograd_layer(x, self.weight, s, noise, self.bias, self.up, clamp=self.clamp)
+        x = modulated_conv2d(x, self.weight, s, noise, self.up, fused=fused, bias=self.bias, gain=math.sqrt(2))
         return bias_act(x, act='lrelu', gain=1, clamp=self.clamp)
 
-# %% ../../nbs/1_nets/11_stylegan2.ipynb #47e95310
+# %% ../../nbs/1_nets/11_stylegan2.ipynb #f3809d3a
 class ToRGB(nn.Module):
     "Features to image channels: modulated 1x1 convolution without demodulation, bias, clamp."
     def __init__(self,
@@ -133,10 +136,13 @@ class ToRGB(nn.Module):
 
     def forward(self, x, w, fused=None): # x [b,n_in,h,w], w [b,w_dim] -> [b,n_out,h,w]
         s = self.affine(w) / math.sqrt(x.shape[1])
+        if fused is None and x.device.type == 'cpu' and not torch.is_grad_enabled():                 # one matrix product: pixels x channels
+            y = x.permute(0, 2, 3, 1).flatten(1, 2) @ (self.weight[:, :, 0, 0] * s[:, None]).mT.to(x.dtype)
+            return bias_act(y.mT.unflatten(2, x.shape[2:]), self.bias, act='linear', clamp=self.clamp)
         x = modulated_conv2d(x, self.weight, s, demodulate=False, fused=fused, bias=self.bias)
         return bias_act(x, act='linear', clamp=self.clamp)
 
-# %% ../../nbs/1_nets/11_stylegan2.ipynb #603a03e9
+# %% ../../nbs/1_nets/11_stylegan2.ipynb #166d7075
 HALF = {'none': torch.float32, 'float16': torch.float16, 'bfloat16': torch.bfloat16}
 
 def layout(
@@ -153,7 +159,7 @@ def half_from(
 ) -> int:            # the smallest side that does; never below 8
     return max(resolution*2 // 2**blocks, 8)
 
-# %% ../../nbs/1_nets/11_stylegan2.ipynb #b5ce0c22
+# %% ../../nbs/1_nets/11_stylegan2.ipynb #39883531
 class SynthesisBlock(nn.Module):
     "One resolution: constant or conv0, then conv1, torgb."
     def __init__(self,
@@ -188,7 +194,7 @@ class SynthesisBlock(nn.Module):
         if img is None: return x, y
         return x, (upsample2d(img) if self.up == 2 else img) + y
 
-# %% ../../nbs/1_nets/11_stylegan2.ipynb #a2fdb09c
+# %% ../../nbs/1_nets/11_stylegan2.ipynb #9f5098dd
 def widths(cfg): # anything with resolution, channel_base, channel_max -> {side: channels}, 4 first
     "Channels at each side."
     return {r: min(cfg.channel_base//r, cfg.channel_max) for r in (2**i for i in range(2, int(math.log2(cfg.resolution))+1))}
@@ -199,7 +205,7 @@ def count_ws(
     "Two per doubling."
     return 2*int(math.log2(resolution)) - 2
 
-# %% ../../nbs/1_nets/11_stylegan2.ipynb #5e157cc1
+# %% ../../nbs/1_nets/11_stylegan2.ipynb #8aefe692
 @dataclass(frozen=True)
 class SynthesisCfg:
     "The synthesis network."
@@ -213,7 +219,7 @@ class SynthesisCfg:
     half_blocks: int = 0
     fused: bool | None = None  # form of the convolutions; None: the faster
 
-# %% ../../nbs/1_nets/11_stylegan2.ipynb #ca5207d4
+# %% ../../nbs/1_nets/11_stylegan2.ipynb #1d98de62
 class Synthesis(nn.Module):
     "ws -> image with any number of channels. Blocks b4, b8, ..."
     def __init__(self, cfg=SynthesisCfg()):

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['POINTS', 'TILES', 'filtering', 'phase_taps', 'transforms', 'pays', 'filters', 'winograd_layer']
 
-# %% ../../nbs/1_nets/10b_winograd.ipynb #309756ef
+# %% ../../nbs/1_nets/10b_winograd.ipynb #e6e4cfb9
 import math
 from functools import lru_cache
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-# %% ../../nbs/1_nets/10b_winograd.ipynb #52010ae9
+# %% ../../nbs/1_nets/10b_winograd.ipynb #e4aeae95
 POINTS = (0., 1., -1., .5, -2.)  # small numbers, so that rounding errors stay small
 
 def filtering(
@@ -29,7 +29,7 @@ def filtering(
     BT[-1] = np.poly(a)[::-1]
     return AT, G, BT
 
-# %% ../../nbs/1_nets/10b_winograd.ipynb #d8fa7deb
+# %% ../../nbs/1_nets/10b_winograd.ipynb #05c59238
 def phase_taps():
     "[2,3,3]: phase p, neighbour, stored tap -> share of that tap: transposed convolution, then [1,3,3,1]/4, as three taps."
     E, f = np.zeros((2, 3, 3)), (.25, .75, .75, .25)
@@ -48,7 +48,7 @@ def transforms(up=1):
     both = np.einsum('pis,qjt->ijpqst', g, g).reshape(-1, 9)
     with torch.inference_mode(False): return [torch.from_numpy(m).float().contiguous() for m in (both, np.kron(BT, BT), np.kron(AT, AT))]
 
-# %% ../../nbs/1_nets/10b_winograd.ipynb #3025f1c5
+# %% ../../nbs/1_nets/10b_winograd.ipynb #bb62eeed
 TILES = 256 # of a strip
 
 def pays(
@@ -61,15 +61,15 @@ def pays(
     h, wide = x.shape[2:]
     return plain and w.shape[2:] == (3, 3) and h % 4 == 0 and wide % 4 == 0 and w.shape[1] >= 32 and h*wide >= (64*up)**2
 
-# %% ../../nbs/1_nets/10b_winograd.ipynb #18baa16a
+# %% ../../nbs/1_nets/10b_winograd.ipynb #54b605cf
 def filters(w, s, gain, up): # [o,c,3,3], [c] styles -> U [36, c, up*up*o]
     "Modulated, demodulated, transformed weights of one sample."
     o, c = w.shape[:2]
     d = gain*(w.square().sum((2, 3))@s.square() + 1e-8).rsqrt()
     g = (transforms(up)[0]@w.permute(2, 3, 1, 0).reshape(9, -1)).view(36, up*up, c, o)
-    return torch.mul(g.permute(0, 2, 1, 3), s[:, None, None]*d).view(36, c, up*up*o)
+    return torch.mul(g.permute(0, 2, 1, 3), s[:, None, None]*d, out=w.new_empty(36, c, up*up, o)).view(36, c, up*up*o)
 
-# %% ../../nbs/1_nets/10b_winograd.ipynb #5396b67c
+# %% ../../nbs/1_nets/10b_winograd.ipynb #2c0913dc
 def _strips(x, U, up): # [h,w,c], [36,c,k] -> yields (first tile row, y [4,4,n,w/4,up,up,o]); y is overwritten by the next strip
     "Convolve strip by strip."
     (h, wide, c), k = x.shape, U.shape[2]
@@ -90,7 +90,7 @@ def _strips(x, U, up): # [h,w,c], [36,c,k] -> yields (first tile row, y [4,4,n,w
         torch.mm(AA, m.view(36, -1), out=y)
         yield r, y.view(4, 4, n, wide//4, up, up, -1)
 
-# %% ../../nbs/1_nets/10b_winograd.ipynb #e76d2285
+# %% ../../nbs/1_nets/10b_winograd.ipynb #1d58a45e
 def winograd_layer(
     x: torch.Tensor,                   # [b,c,h,w], best channels last
     w: torch.Tensor,                   # [o,c,3,3]
