@@ -4,24 +4,24 @@
 
 # %% auto #0
 __all__ = ['OFFICIAL', 'DROPPED', 'SR_CLASSES', 'RENDER_IGNORED', 'D_CLASSES', 'fingerprint', 'Package', 'fill', 'save', 'load',
-           'difference', 'official_name', 'official_to_ours', 'ours_to_official', 'released_generator_cfg',
-           'released_discriminator_cfg']
+           'difference', 'open_generator', 'official_name', 'official_to_ours', 'ours_to_official',
+           'released_generator_cfg', 'released_discriminator_cfg']
 
-# %% ../../nbs/3_gan/36_checkpoint.ipynb #0e7ba8b2
+# %% ../../nbs/3_gan/36_checkpoint.ipynb #8d1bfb51
 import errno, hashlib, importlib, json, os, re
 from dataclasses import dataclass, field, is_dataclass, replace
 from pathlib import Path
 import torch
 from huggingface_hub import ModelHubMixin
-from ..base.core import BadInput, from_dict, require, suggest, to_dict, write_atomic
+from ..base.core import BadInput, asset_path, from_dict, require, suggest, to_dict, write_atomic
 from ..nets.discriminator import DiscriminatorCfg
 from ..nets.stylegan2 import MappingCfg, SynthesisCfg, count_ws
 from ..nets.superres import superres_cfg
 from ..field.planes import DecoderCfg, SamplerCfg
 from ..field.render import RenderCfg
-from .generator import GeneratorCfg
+from .generator import Generator, GeneratorCfg
 
-# %% ../../nbs/3_gan/36_checkpoint.ipynb #26d23636
+# %% ../../nbs/3_gan/36_checkpoint.ipynb #d6ff7227
 def fingerprint(tensors, # dict name -> tensor
                ) -> str: # 64 hexadecimal digits
     "SHA-256 over names, shapes and bytes."
@@ -32,7 +32,7 @@ def fingerprint(tensors, # dict name -> tensor
         h.update(t.reshape(-1).view(torch.uint8).numpy())
     return h.hexdigest()
 
-# %% ../../nbs/3_gan/36_checkpoint.ipynb #71dd673e
+# %% ../../nbs/3_gan/36_checkpoint.ipynb #0d74d63d
 @dataclass
 class Package(ModelHubMixin):
     "Models with their config: what a checkpoint file holds."
@@ -59,7 +59,7 @@ class Package(ModelHubMixin):
                                    local_files_only=local_files_only, token=token)
         return load(here)
 
-# %% ../../nbs/3_gan/36_checkpoint.ipynb #e08e3f15
+# %% ../../nbs/3_gan/36_checkpoint.ipynb #39c42eef
 def fill(module,         # nn.Module
          state,          # dict key -> tensor, any float dtype
          where='state',  # how messages name `state`
@@ -74,7 +74,7 @@ def fill(module,         # nn.Module
     module.load_state_dict({k: v.to(own[k].dtype) for k, v in state.items()})
     return module
 
-# %% ../../nbs/3_gan/36_checkpoint.ipynb #e43d61ec
+# %% ../../nbs/3_gan/36_checkpoint.ipynb #f17cf7ea
 def save(path,                # ends in .safetensors
          models,              # dict name -> nn.Module or state dict
          cfg,                 # a dataclass of this library
@@ -103,7 +103,7 @@ def _write(flat, tmp, about):
         code = re.search(r'os error (\d+)', str(e))
         raise OSError(int(code[1]) if code else errno.EIO, os.strerror(int(code[1])) if code else str(e)) from e
 
-# %% ../../nbs/3_gan/36_checkpoint.ipynb #c03e8bb5
+# %% ../../nbs/3_gan/36_checkpoint.ipynb #d3f59bbe
 def load(path,      # a .safetensors file
          cfg=None,  # the config that is expected; None: any
         ):          # Package of state dicts, float32
@@ -145,7 +145,16 @@ def difference(a, b, at=''): # two nested dicts: expected, found
         if x != y: return difference(x, y, here) if isinstance(x, dict) and isinstance(y, dict) else f'{here} is {y!r}, expected {x!r}'
     return ''
 
-# %% ../../nbs/3_gan/36_checkpoint.ipynb #01017d19
+# %% ../../nbs/3_gan/36_checkpoint.ipynb #b95cda10
+def open_generator(name,             # name of a shipped model, or path of a .safetensors file
+                   build=Generator,  # config of the generator -> module
+                  ):                 # (generator in evaluation mode, meta)
+    "The averaged generator of a checkpoint."
+    package = load(name if str(name).endswith('.safetensors') else asset_path(f'{name}.safetensors'))
+    cfg = package.cfg if isinstance(package.cfg, GeneratorCfg) else package.cfg.G
+    return package.into('G_ema', build(cfg)).eval().requires_grad_(False), package.meta
+
+# %% ../../nbs/3_gan/36_checkpoint.ipynb #1c52419f
 OFFICIAL = {'eg3d': {'G': [('backbone.synthesis.', 'planes.'), ('backbone.mapping.', 'mapping.'), ('superresolution.', 'superres.'),
                            ('decoder.net.0.', 'decoder.fc0.'), ('decoder.net.2.', 'decoder.fc1.')],
                      'D': []}}       # (prefix in the release, prefix here)
@@ -178,12 +187,12 @@ def ours_to_official(state, family='eg3d', who='G'): # our state dict -> release
         out[theirs] = v
     return out
 
-# %% ../../nbs/3_gan/36_checkpoint.ipynb #7e7409bd
+# %% ../../nbs/3_gan/36_checkpoint.ipynb #40cb896e
 SR_CLASSES = {'SuperresolutionHybrid8XDC': '8XDC', 'SuperresolutionHybrid8X': '8X', 'SuperresolutionHybrid4X': '4X',
               'SuperresolutionHybrid2X': '2X', 'SuperresolutionHybridDeepfp32': 'deepfp32'}
 RENDER_IGNORED = {'image_resolution', 'gpc_reg_prob', 'density_reg', 'density_reg_p_dist', 'reg_type', 'avg_camera_radius', 'avg_camera_pivot'}
 
-# %% ../../nbs/3_gan/36_checkpoint.ipynb #6e580c07
+# %% ../../nbs/3_gan/36_checkpoint.ipynb #d879213c
 class _Options:
     "A released dictionary of options, read once each; what is left over is an error."
     def __init__(self, d, where): self.left, self.where = dict(d), where
@@ -196,7 +205,7 @@ class _Options:
         rest = sorted(set(self.left) - set(ignored))
         require(not rest, f'{self.where} has an option that is not known here: {", ".join(map(repr, rest))}')
 
-# %% ../../nbs/3_gan/36_checkpoint.ipynb #49248d26
+# %% ../../nbs/3_gan/36_checkpoint.ipynb #85bf7da7
 def released_generator_cfg(kwargs,        # constructor arguments of a released EG3D generator, by their names
                            raw_size=64,   # attribute neural_rendering_resolution
                            options=None,  # attribute rendering_kwargs, where it differs from the constructor's
@@ -233,7 +242,7 @@ def released_generator_cfg(kwargs,        # constructor arguments of a released 
     require(channels == 3 and side == grown, f'constructor: {side}x{side} image with {channels} channels; {name} makes {grown} with 3')
     return cfg
 
-# %% ../../nbs/3_gan/36_checkpoint.ipynb #c10582af
+# %% ../../nbs/3_gan/36_checkpoint.ipynb #a7810bcc
 D_CLASSES = {'DualDiscriminator': ('image', 'raw'), 'DummyDualDiscriminator': ('image', 'raw'), 'SingleDiscriminator': ('image',)}
 
 
