@@ -5,9 +5,8 @@
 # %% auto #0
 __all__ = ['GeneratorCfg', 'Generator']
 
-# %% ../../nbs/3_gan/30_generator.ipynb #7948b05a
+# %% ../../nbs/3_gan/30_generator.ipynb #e7301695
 from dataclasses import dataclass
-import torch
 from torch import nn
 from fastcore.basics import patch
 from ..base.core import require
@@ -18,7 +17,7 @@ from ..nets.superres import SuperRes, SuperResCfg
 from ..field.planes import Decoder, DecoderCfg, PlaneSampler, SamplerCfg, make_field, planes_from_image
 from ..field.render import RenderCfg, render
 
-# %% ../../nbs/3_gan/30_generator.ipynb #14a5f792
+# %% ../../nbs/3_gan/30_generator.ipynb #3a00a654
 @dataclass(frozen=True)
 class GeneratorCfg:
     "One component, one config; the defaults are the released ffhq512-128."
@@ -43,7 +42,7 @@ class GeneratorCfg:
             require(self.superres.channels == d.out_dim, f'superres.channels is {self.superres.channels}; the decoder makes {d.out_dim}')
             require(self.superres.w_dim == m.w_dim, f'superres.w_dim is {self.superres.w_dim}, mapping.w_dim {m.w_dim}')
 
-# %% ../../nbs/3_gan/30_generator.ipynb #c57057e3
+# %% ../../nbs/3_gan/30_generator.ipynb #4db2f627
 class Generator(nn.Module):
     "The skeleton, and EG3D as it stands; other papers replace single methods."
     def __init__(self, cfg=GeneratorCfg()):
@@ -53,7 +52,7 @@ class Generator(nn.Module):
         self.decoder, self.superres = Decoder(cfg.decoder), SuperRes(cfg.superres)
         self.sampler = PlaneSampler(cfg.sampler)
 
-# %% ../../nbs/3_gan/30_generator.ipynb #a3776c1d
+# %% ../../nbs/3_gan/30_generator.ipynb #dc6fc1a6
 @patch
 def map(self: Generator,
         z,           # [b,z_dim]
@@ -64,7 +63,7 @@ def map(self: Generator,
     "Style codes."
     return self.mapping(z, c_cond, psi, cutoff)
 
-# %% ../../nbs/3_gan/30_generator.ipynb #bbc1bab4
+# %% ../../nbs/3_gan/30_generator.ipynb #4e787cd2
 @patch
 def make_planes(self: Generator,
                 ws,              # [b,num_ws,w_dim]
@@ -76,7 +75,7 @@ def make_planes(self: Generator,
     s = self.cfg.sampler
     return planes_from_image(self.planes(ws, noise=noise, generator=generator), len(s.axes), s.depth)
 
-# %% ../../nbs/3_gan/30_generator.ipynb #386228f6
+# %% ../../nbs/3_gan/30_generator.ipynb #6ae43c54
 @patch
 def field(self: Generator,
           planes,      # [b,p,c,d,h,w]
@@ -93,7 +92,7 @@ def query(self: Generator,
     "The field at points: what meshes and density terms ask for."
     with full_precision(x): return self.field(planes, drive)(x)
 
-# %% ../../nbs/3_gan/30_generator.ipynb #c795f5b1
+# %% ../../nbs/3_gan/30_generator.ipynb #da747317
 @patch
 def volume(self: Generator,
            planes, c,            # [b,p,c,d,h,w], [b,25]
@@ -104,7 +103,7 @@ def volume(self: Generator,
     with full_precision(c): out = render(self.field(planes, drive), *rays(c, r), self.cfg.render, **kw)
     return [x.transpose(1, 2).unflatten(2, (r, r)) for x in out]
 
-# %% ../../nbs/3_gan/30_generator.ipynb #8e342328
+# %% ../../nbs/3_gan/30_generator.ipynb #f2ac0eb7
 @patch
 def background(self: Generator, feat, mask, ws, noise='random', generator=None):
     "What stands behind the head: nothing in EG3D. feat [b,C,r,r], mask [b,1,r,r] -> feat."
@@ -116,7 +115,7 @@ def to_raw(self: Generator, feat, ws):
     "feature image [b,C,r,r] -> raw image [b,3,r,r]."
     return feat[:, :3]
 
-# %% ../../nbs/3_gan/30_generator.ipynb #523c6f84
+# %% ../../nbs/3_gan/30_generator.ipynb #de303302
 @patch
 def synthesize(self: Generator,
                ws, c,               # [b,num_ws,w_dim], [b,25] rendering cameras
