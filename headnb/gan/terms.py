@@ -7,7 +7,7 @@ __all__ = ['ramp', 'ScheduleCfg', 'blur_sigma', 'swap_prob', 'raw_size', 'ema_be
            'Term', 'total', 'Logistic', 'R1', 'pair_density', 'Density', 'Monotonic', 'density_terms', 'pyramid_l2',
            'Latents', 'ImageLatents', 'Recon']
 
-# %% ../../nbs/3_gan/35_terms.ipynb #f732267b
+# %% ../../nbs/3_gan/35_terms.ipynb #d7904fce
 from dataclasses import dataclass, field
 from functools import cached_property
 import math
@@ -15,7 +15,7 @@ import torch, torch.nn.functional as F
 from ..base.core import require
 from ..nets.ops import blur, resize
 
-# %% ../../nbs/3_gan/35_terms.ipynb #100e6e24
+# %% ../../nbs/3_gan/35_terms.ipynb #e3ab1aea
 def ramp(nimg: float,   # images seen
          start: float, end: float,
          kimg: float,   # thousand images until `end` is reached; 0: at once
@@ -24,7 +24,7 @@ def ramp(nimg: float,   # images seen
     a = min(nimg/(1000*kimg), 1.) if kimg > 0 else 1.
     return (1 - a)*start + a*end
 
-# %% ../../nbs/3_gan/35_terms.ipynb #47379439
+# %% ../../nbs/3_gan/35_terms.ipynb #c18481f4
 @dataclass(frozen=True)
 class ScheduleCfg:
     "Everything that changes with the images seen; the defaults are the released script's at batch 32."
@@ -39,7 +39,7 @@ class ScheduleCfg:
     ema_kimg: float = 10.          # half-life of the averaged G; released: 10 * batch / 32
     ema_rampup: float | None = 0.05  # the half-life is at most this share of the images seen; None (resumed runs): off
 
-# %% ../../nbs/3_gan/35_terms.ipynb #644498b8
+# %% ../../nbs/3_gan/35_terms.ipynb #0e78d696
 def blur_sigma(cfg: ScheduleCfg, nimg) -> float:  # pixels
     "Width of the blur on what D sees (spec C.2); 0 once faded, and also where it is too narrow for one tap."
     sigma = ramp(nimg, cfg.blur_sigma, 0., cfg.blur_kimg)
@@ -62,7 +62,7 @@ def ema_beta(cfg: ScheduleCfg, nimg, batch) -> float:  # share of the old weight
     if cfg.ema_rampup is not None: half = min(half, cfg.ema_rampup*nimg)
     return 0.5**(batch/max(half, 1e-8))
 
-# %% ../../nbs/3_gan/35_terms.ipynb #9b8d267b
+# %% ../../nbs/3_gan/35_terms.ipynb #220a8112
 def lazy_adam(lr: float, betas,  # of the run without lazy regularisation
               every: int,        # interval of the lazy terms; 0 or 1: none
              ) -> dict:          # arguments for Adam
@@ -70,7 +70,7 @@ def lazy_adam(lr: float, betas,  # of the run without lazy regularisation
     k = every/(every + 1) if every > 1 else 1.
     return dict(lr=lr*k, betas=tuple(float(b)**k for b in betas))
 
-# %% ../../nbs/3_gan/35_terms.ipynb #5b4d3370
+# %% ../../nbs/3_gan/35_terms.ipynb #0efb4667
 def swap_labels(c,   # [b,25] rendering labels
                 p: float,  # chance
                 u,         # [b] or [1] uniform numbers
@@ -78,7 +78,7 @@ def swap_labels(c,   # [b,25] rendering labels
     "The previous sample's label where `u < p`."
     return torch.where((u.reshape(-1, 1) < p), c.roll(1, 0), c)
 
-# %% ../../nbs/3_gan/35_terms.ipynb #000cb4a6
+# %% ../../nbs/3_gan/35_terms.ipynb #a4f2e6b7
 @dataclass
 class Step:
     "One evaluation of some terms: inputs drawn, fakes made lazily and once."
@@ -110,7 +110,7 @@ class Step:
     @cached_property
     def sigma(self): return blur_sigma(self.schedule, self.nimg)
 
-# %% ../../nbs/3_gan/35_terms.ipynb #5d05f697
+# %% ../../nbs/3_gan/35_terms.ipynb #2124367c
 def _draw(given, *shape, like, normal=False):
     "`given`, or fresh random numbers on `like`'s device."
     return given if given is not None else (torch.randn if normal else torch.rand)(*shape, device=like.device)
@@ -145,7 +145,7 @@ for name, f in dict(ws=_ws, fake=_fake, real_seen=_real_seen).items():
     setattr(Step, name, cached_property(f)); getattr(Step, name).__set_name__(Step, name)
 Step.seen = seen
 
-# %% ../../nbs/3_gan/35_terms.ipynb #ccc31aa0
+# %% ../../nbs/3_gan/35_terms.ipynb #56636562
 @dataclass(frozen=True)
 class Term:
     "A loss: whom it trains, how much, how often."
@@ -167,7 +167,7 @@ def total(terms,       # terms of one phase
         out = out + t.at(step.nimg if nimg is None else nimg)*loss
     return out
 
-# %% ../../nbs/3_gan/35_terms.ipynb #f64a2528
+# %% ../../nbs/3_gan/35_terms.ipynb #b84219ab
 @dataclass(frozen=True)
 class Logistic(Term):
     "Non-saturating GAN loss, G's part or D's."
@@ -183,7 +183,7 @@ class Logistic(Term):
         s.stats['real_score'] = (truth := s.D(real, s.real['c']).float()).detach()
         return F.softplus(score).mean() + F.softplus(-truth).mean()
 
-# %% ../../nbs/3_gan/35_terms.ipynb #374d4442
+# %% ../../nbs/3_gan/35_terms.ipynb #fe18ea41
 @dataclass(frozen=True)
 class R1(Term):
     "Squared gradient of D at real pictures, times gamma / 2."
@@ -200,7 +200,7 @@ class R1(Term):
         s.stats |= {'r1': penalty.detach(), 'r1_real_score': score.detach()}
         return (penalty*self.gamma/2).mean()
 
-# %% ../../nbs/3_gan/35_terms.ipynb #0e371af7
+# %% ../../nbs/3_gan/35_terms.ipynb #b4cea60e
 def _reg_planes(s: Step):
     "Planes for the density terms: own codes, ONE swap decision for the batch."
     return s.G.make_planes(s.G.map(s.z, s.cond(_draw(s.common_u, 1, like=s.z))), drive=s.drive, noise=s.noise)
@@ -229,7 +229,7 @@ class Density(Term):
         s.stats |= {'sigma': a.detach(), 'sigma_near': b.detach()}
         return (a - b).abs().mean()
 
-# %% ../../nbs/3_gan/35_terms.ipynb #d59acc12
+# %% ../../nbs/3_gan/35_terms.ipynb #33677b17
 @dataclass(frozen=True)
 class Monotonic(Term):
     "Mean relu(sigma(p) - sigma(p - step along z)): density may not fall from front to back."
@@ -254,7 +254,7 @@ def density_terms(kind='l1', weight=0.25, every=4, std=0.004, box_warp=1.):  # k
     if kind == 'l1': return [Density(weight, every, std)]
     return [Monotonic(10., every, box_warp/256, kind == 'monotonic-detach'), Density(weight, every, box_warp/256)]
 
-# %% ../../nbs/3_gan/35_terms.ipynb #46707d19
+# %% ../../nbs/3_gan/35_terms.ipynb #043bb7a6
 def pyramid_l2(a, b, levels=3):  # images [b,3,h,w]
     "Mean squared error summed over average-pooled sizes."
     out = (a - b).square().mean()
@@ -291,7 +291,7 @@ class ImageLatents(torch.nn.Module):
         z = mean + (log_var/2).exp()*torch.randn_like(mean)
         return z, (mean.square() + log_var.exp() - 1 - log_var).sum(1).mean()/2
 
-# %% ../../nbs/3_gan/35_terms.ipynb #f7886256
+# %% ../../nbs/3_gan/35_terms.ipynb #11e144c6
 @dataclass(frozen=True)
 class Recon(Term):
     "Picture, raw rendering, mask and depth of the training view, from its own latent."
@@ -306,7 +306,9 @@ class Recon(Term):
         c, want = s.real['c'], s.real
         cond = swap_labels(c, swap_prob(s.schedule, s.nimg), _draw(s.swap_u, len(c), like=c)) if s.schedule.pose_cond else torch.zeros_like(c)
         z, kl = self.latents(s.real)
-        out = s.G.synthesize(s.G.map(z, cond), c, raw_size=s.raw_size, noise=s.noise, deterministic=s.deterministic)
+        ws = s.G.map(z, cond)
+        s.G.mapping.track(ws.detach())             # so that truncation has a mean to go to before the GAN begins
+        out = s.G.synthesize(ws, c, raw_size=s.raw_size, noise=s.noise, deterministic=s.deterministic)
         l1 = F.l1_loss(out['image'], want['image'])
         s.stats |= {'recon_l1': l1.detach(), 'recon_kl': kl.detach()}
         loss = l1 + pyramid_l2(out['image'], want['image']) + F.l1_loss(out['raw'], resize(want['image'], s.raw_size, 'antialiased')) + self.kl*kl
