@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from headnb.base.core import require, seed_all
-from headnb.gan.judges import FitCfg, JudgeCfg, JudgeNet, fit, measure, read_judge_set, save_judge, standardise_features
+from headnb.gan.judges import FitCfg, JudgeCfg, JudgeNet, fit, load_judges, measure, read_judge_set, save_judge, standardise_features
 from headnb.gan.metrics import hardware
 
 
@@ -22,6 +22,7 @@ def main():
     p.add_argument('--lr', type=float, default=1.5e-3)
     p.add_argument('--batch', type=int, default=16, help='of each worker')
     p.add_argument('--workers', type=int, default=2, help='threads, one half of a step each')
+    p.add_argument('--warm', type=Path, help='start from these judges (the shipped ones, say) where RUN holds no checkpoint')
     p.add_argument('--out', type=Path, default=Path('headnb/assets/judges.safetensors'))
     a = p.parse_args()
     torch.set_num_threads(1)                             # each worker is one thread
@@ -29,6 +30,7 @@ def main():
     data, held, net = read_judge_set(a.train), read_judge_set(a.held), JudgeNet(JudgeCfg())
     both = set(data['identity'].tolist()) & set(held['identity'].tolist())
     require(not both, f'{len(both)} people are in both {a.train} and {a.held}')
+    if a.warm: net.load_state_dict(load_judges(a.warm).net.state_dict())
     end = fit(net, data, a.run, FitCfg(seconds=a.seconds, lr=a.lr, batch=a.batch, workers=a.workers), a.stop, log=lambda line: print(line, flush=True))
     net.load_state_dict(end['net'])
     net.eval()
