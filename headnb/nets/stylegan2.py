@@ -6,7 +6,7 @@
 __all__ = ['HALF', 'MappingCfg', 'Mapping', 'SynthesisLayer', 'ToRGB', 'layout', 'half_from', 'SynthesisBlock', 'widths',
            'count_ws', 'SynthesisCfg', 'Synthesis']
 
-# %% ../../nbs/1_nets/11_stylegan2.ipynb #b2d4559c
+# %% ../../nbs/1_nets/11_stylegan2.ipynb #bff7e426
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -16,7 +16,7 @@ from ..base.core import require
 from .ops import Linear, bias_act, modulated_conv2d, normalize_2nd_moment, upsample2d
 from .winograd import pays, winograd_layer
 
-# %% ../../nbs/1_nets/11_stylegan2.ipynb #166cf0d5
+# %% ../../nbs/1_nets/11_stylegan2.ipynb #f5809eb0
 @dataclass(frozen=True)
 class MappingCfg:
     "From latent and label to style vectors."
@@ -32,7 +32,7 @@ class MappingCfg:
     c_scale: float = 1.          # factor of the label
     zero_c: bool = False         # replace the label by zeros
 
-# %% ../../nbs/1_nets/11_stylegan2.ipynb #77852fa3
+# %% ../../nbs/1_nets/11_stylegan2.ipynb #58e65cb5
 class Mapping(nn.Module):
     "(z, c) -> ws. Parameters embed, fc0, fc1, ...; buffer w_avg."
     def __init__(self, cfg=MappingCfg()):
@@ -81,7 +81,7 @@ class Mapping(nn.Module):
         w = ws[:, 0] if ws.ndim == 3 else ws
         self.w_avg.copy_(w.float().mean(0).lerp(self.w_avg, self.cfg.decay))
 
-# %% ../../nbs/1_nets/11_stylegan2.ipynb #49876f46
+# %% ../../nbs/1_nets/11_stylegan2.ipynb #b9d67c2a
 class SynthesisLayer(nn.Module):
     "Modulated 3x3 convolution, noise, bias, leaky ReLU, clamp."
     def __init__(self,
@@ -112,14 +112,15 @@ class SynthesisLayer(nn.Module):
         w: torch.Tensor,                          # [b,w_dim]
         noise='random',                           # 'random', 'const', 'none'
         generator: torch.Generator | None = None, # source of the random noise
-        fused: bool | None = None                 # form of the convolution; None: the faster
+        fused: bool | None = None,                # form of the convolution; None: the faster
+        read: torch.Tensor | None = None          # only where `pays`: the matrix [b,n_out,k] that torgb would multiply with
     ) -> torch.Tensor:                            # [b,n_out,h*up,w*up]
         s, noise = self.affine(w), self.noise(x, noise, generator)
-        if fused is None and pays(x, self.weight, self.up): return winograd_layer(x, self.weight, s, noise, self.bias, self.up, clamp=self.clamp)
+        if fused is None and pays(x, self.weight, self.up): return winograd_layer(x, self.weight, s, noise, self.bias, self.up, clamp=self.clamp, read=read)
         x = modulated_conv2d(x, self.weight, s, noise, self.up, fused=fused, bias=self.bias, gain=math.sqrt(2))
         return bias_act(x, act='lrelu', gain=1, clamp=self.clamp)
 
-# %% ../../nbs/1_nets/11_stylegan2.ipynb #f3809d3a
+# %% ../../nbs/1_nets/11_stylegan2.ipynb #09efc008
 class ToRGB(nn.Module):
     "Features to image channels: modulated 1x1 convolution without demodulation, bias, clamp."
     def __init__(self,
@@ -134,15 +135,21 @@ class ToRGB(nn.Module):
         self.bias = nn.Parameter(torch.zeros(n_out))
         self.affine = Linear(w_dim, n_in, bias_init=1)
 
+    def read(self, w): # [b,w_dim] -> [b,n_in,n_out]
+        "The convolution as one matrix per sample."
+        return (self.weight[:, :, 0, 0] * (self.affine(w) / math.sqrt(self.weight.shape[1]))[:, None]).mT
+
+    def finish(self, y): return bias_act(y, self.bias, act='linear', clamp=self.clamp)
+
     def forward(self, x, w, fused=None): # x [b,n_in,h,w], w [b,w_dim] -> [b,n_out,h,w]
+        if fused is None and x.device.type == 'cpu' and not torch.is_grad_enabled():   # one matrix product: pixels x channels
+            y = x.permute(0, 2, 3, 1).flatten(1, 2) @ self.read(w).to(x.dtype)
+            return self.finish(y.mT.unflatten(2, x.shape[2:]))
         s = self.affine(w) / math.sqrt(x.shape[1])
-        if fused is None and x.device.type == 'cpu' and not torch.is_grad_enabled():                 # one matrix product: pixels x channels
-            y = x.permute(0, 2, 3, 1).flatten(1, 2) @ (self.weight[:, :, 0, 0] * s[:, None]).mT.to(x.dtype)
-            return bias_act(y.mT.unflatten(2, x.shape[2:]), self.bias, act='linear', clamp=self.clamp)
         x = modulated_conv2d(x, self.weight, s, demodulate=False, fused=fused, bias=self.bias)
         return bias_act(x, act='linear', clamp=self.clamp)
 
-# %% ../../nbs/1_nets/11_stylegan2.ipynb #166d7075
+# %% ../../nbs/1_nets/11_stylegan2.ipynb #72f3036a
 HALF = {'none': torch.float32, 'float16': torch.float16, 'bfloat16': torch.bfloat16}
 
 def layout(
@@ -159,7 +166,7 @@ def half_from(
 ) -> int:            # the smallest side that does; never below 8
     return max(resolution*2 // 2**blocks, 8)
 
-# %% ../../nbs/1_nets/11_stylegan2.ipynb #39883531
+# %% ../../nbs/1_nets/11_stylegan2.ipynb #e050735f
 class SynthesisBlock(nn.Module):
     "One resolution: constant or conv0, then conv1, torgb."
     def __init__(self,
@@ -185,16 +192,20 @@ class SynthesisBlock(nn.Module):
         ws: torch.Tensor,         # [b,3,w_dim] for conv0, conv1, torgb; [b,2,w_dim] for the constant
         noise='random',           # 'random', 'const', 'none'
         generator=None,           # source of the random noise
-        fused=None                # form of the convolutions
+        fused=None,               # form of the convolutions
+        last=False                # True: nobody reads x after this block; it may come back as None
     ) -> tuple:                   # x [b,n_out,h*up,w*up], img [b,img_channels,h*up,w*up] float32
         if x is None: x = layout(self.const.expand(len(ws), -1, -1, -1), self.half)
         else: x = self.conv0(layout(x, self.half), ws[:, 0], noise, generator, fused)
-        x = self.conv1(x, ws[:, -2], noise, generator, fused)
-        y = self.torgb(x, ws[:, -1], fused).float()
+        if last and fused is None and pays(x, self.conv1.weight):
+            x, y = None, self.torgb.finish(self.conv1(x, ws[:, -2], noise, generator, read=self.torgb.read(ws[:, -1])))
+        else:
+            x = self.conv1(x, ws[:, -2], noise, generator, fused)
+            y = self.torgb(x, ws[:, -1], fused).float()
         if img is None: return x, y
         return x, (upsample2d(img) if self.up == 2 else img) + y
 
-# %% ../../nbs/1_nets/11_stylegan2.ipynb #9f5098dd
+# %% ../../nbs/1_nets/11_stylegan2.ipynb #b7d28011
 def widths(cfg): # anything with resolution, channel_base, channel_max -> {side: channels}, 4 first
     "Channels at each side."
     return {r: min(cfg.channel_base//r, cfg.channel_max) for r in (2**i for i in range(2, int(math.log2(cfg.resolution))+1))}
@@ -205,7 +216,7 @@ def count_ws(
     "Two per doubling."
     return 2*int(math.log2(resolution)) - 2
 
-# %% ../../nbs/1_nets/11_stylegan2.ipynb #8aefe692
+# %% ../../nbs/1_nets/11_stylegan2.ipynb #164bf4e2
 @dataclass(frozen=True)
 class SynthesisCfg:
     "The synthesis network."
@@ -219,7 +230,7 @@ class SynthesisCfg:
     half_blocks: int = 0
     fused: bool | None = None  # form of the convolutions; None: the faster
 
-# %% ../../nbs/1_nets/11_stylegan2.ipynb #1d98de62
+# %% ../../nbs/1_nets/11_stylegan2.ipynb #579f001b
 class Synthesis(nn.Module):
     "ws -> image with any number of channels. Blocks b4, b8, ..."
     def __init__(self, cfg=SynthesisCfg()):
@@ -246,5 +257,5 @@ class Synthesis(nn.Module):
         x = img = None
         for k, r in enumerate(widths(cfg)):
             w = ws[:, max(2*k-1, 0):2*k+2].float()
-            x, img = getattr(self, f'b{r}')(x, img, w, noise, generator, cfg.fused if fused is None else fused)
+            x, img = getattr(self, f'b{r}')(x, img, w, noise, generator, cfg.fused if fused is None else fused, last=r == cfg.resolution)
         return img

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SUPERRES', 'SuperResCfg', 'superres_cfg', 'SuperRes']
 
-# %% ../../nbs/1_nets/12_superres.ipynb #f391a51a
+# %% ../../nbs/1_nets/12_superres.ipynb #8bfa2f0f
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Literal
@@ -15,7 +15,7 @@ from ..base.core import require, suggest
 from .ops import resize
 from .stylegan2 import SynthesisBlock
 
-# %% ../../nbs/1_nets/12_superres.ipynb #9eac4a95
+# %% ../../nbs/1_nets/12_superres.ipynb #01523269
 @dataclass(frozen=True)
 class SuperResCfg:
     "A stack of synthesis blocks behind the renderer."
@@ -33,7 +33,7 @@ class SuperResCfg:
     released_inplace: bool = False   # also return raw with the first torgb added, where the released code does
     fused: bool | None = None        # form of the convolutions; None: the faster
 
-# %% ../../nbs/1_nets/12_superres.ipynb #8b751610
+# %% ../../nbs/1_nets/12_superres.ipynb #a20b35b2
 SUPERRES = { # the first five are released
     '8XDC': SuperResCfg(),
     '8X': SuperResCfg(widths=(128, 64)),
@@ -54,7 +54,7 @@ def superres_cfg(
     require(name in SUPERRES, f'no super-resolution {name!r}{suggest(name, SUPERRES)}')
     return replace(SUPERRES[name], **changes)
 
-# %% ../../nbs/1_nets/12_superres.ipynb #94e97083
+# %% ../../nbs/1_nets/12_superres.ipynb #dbf3835e
 class SuperRes(nn.Module):
     "(raw, feat, ws) -> (image, raw). Blocks block0, block1."
     def __init__(self, cfg=SuperResCfg()):
@@ -93,6 +93,6 @@ class SuperRes(nn.Module):
         if not cfg.widths: return raw, raw
         w, x, img = self.style(ws, raw), self.fit(feat), self.fit(raw.float())
         for i, up in enumerate(cfg.ups):
-            x, img = getattr(self, f'block{i}')(x, img, w, noise or cfg.noise, generator, cfg.fused)
+            x, img = getattr(self, f'block{i}')(x, img, w, noise or cfg.noise, generator, cfg.fused, last=i == len(cfg.ups) - 1)
             if i == 0 and up == 1 and cfg.released_inplace and raw.shape[-1] == cfg.size: raw = img
         return img, raw
