@@ -9,7 +9,7 @@ __all__ = ['IDENTITY', 'ACCESSORIES', 'FACE_ANGLE', 'TERMS', 'MIRROR68', 'person
            'fit', 'twins', 'train_step', 'auc', 'pair_auc', 'intersection_over_union', 'rotation_angle', 'measure',
            'standardise_features', 'save_judge', 'FeatureNet', 'Judges', 'load_judges', 'check_on_samples']
 
-# %% ../../nbs/3_gan/33_judges.ipynb #f1022cfa
+# %% ../../nbs/3_gan/33_judges.ipynb #587afad4
 import copy, json, math, random
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from ..base.core import asset_path, from_dict, progress, require, sha256_of, sug
 from ..field.hair import STYLES
 from ..field.heads import SEG, render_heads, sample_head
 
-# %% ../../nbs/3_gan/33_judges.ipynb #25cab214
+# %% ../../nbs/3_gan/33_judges.ipynb #e9788720
 IDENTITY = 'shape tone freckles blotch age lip lip_strength brow iris'.split()   # what stays when a person is seen again
 ACCESSORIES = ('none', 'glasses', 'hat', 'glasses and hat')
 
@@ -35,7 +35,7 @@ def person(identity: int, variant: int):  # any integers; -> HeadParams
     white = dict(background='white') if r.random() < .15 else {}
     return replace(day, **{k: getattr(me, k) for k in IDENTITY}, **white)
 
-# %% ../../nbs/3_gan/33_judges.ipynb #61efa094
+# %% ../../nbs/3_gan/33_judges.ipynb #f90e51ec
 FACE_ANGLE = 75.   # degrees from the front up to which a face counts as visible
 
 
@@ -60,7 +60,7 @@ def angles(rotation,   # [n,3,3] camera to head
     r = rotation.float()
     return torch.atan2(-r[:, 0, 2], -r[:, 2, 2]), (-r[:, 1, 2]).clamp(-1, 1).asin(), torch.atan2(r[:, 1, 0], -r[:, 1, 1])
 
-# %% ../../nbs/3_gan/33_judges.ipynb #1b91ffbe
+# %% ../../nbs/3_gan/33_judges.ipynb #14a581c7
 def judge_record(truth: dict,   # of rendered heads, as `render_heads` returns it
                  identity,      # [n] integers
                  size: int = 64,
@@ -111,7 +111,7 @@ def read_judge_set(folder,) -> dict:  # folder of `*.safetensors` shards
     rows = [load_file(s) for s in shards]
     return {k: torch.cat([r[k] for r in rows]) for k in rows[0]}
 
-# %% ../../nbs/3_gan/33_judges.ipynb #b317a83b
+# %% ../../nbs/3_gan/33_judges.ipynb #84a16ade
 @dataclass(frozen=True)
 class JudgeCfg:
     "What a judge looks for; names travel with the weights."
@@ -183,7 +183,7 @@ class JudgeNet(nn.Module):
         vectors = dict(zip(self.sizes, self.vector(F.relu(self.hidden(flat))).split(list(self.sizes.values()), 1)))
         return dict(features=self._pool(stages), identity=F.normalize(self.identity(flat), dim=1), parts=seg, landmarks=soft_argmax(self.spots(half)), **{**vectors, 'rotation': orthonormal(vectors['rotation']), 'front': vectors['front'][:, 0]})
 
-# %% ../../nbs/3_gan/33_judges.ipynb #5e950eeb
+# %% ../../nbs/3_gan/33_judges.ipynb #74356f86
 def soft_argmax(maps,):  # [n,k,h,w] -> [n,k,2]: x, y in 0..1 of the image
     "Centre of mass of the softmax of each map."
     n, k, h, w = maps.shape
@@ -199,7 +199,7 @@ def orthonormal(six,):  # [n,6] -> rotation [n,3,3], columns from Gram-Schmidt
     b = F.normalize(b-(a*b).sum(1, keepdim=True)*a, dim=1)
     return torch.stack([a, b, torch.linalg.cross(a, b)], -1)
 
-# %% ../../nbs/3_gan/33_judges.ipynb #80a6ced1
+# %% ../../nbs/3_gan/33_judges.ipynb #6c4b0aa0
 TERMS = dict(identity=.5, parts=2., landmarks=1., rotation=2., shape=3., expression=5., style=.5, accessory=.3, front=.3)  # weights
 
 
@@ -229,7 +229,7 @@ def judge_losses(out: dict,     # of a JudgeNet
                 shape=shown(code('shape'), straight), expression=shown(code('expression'), straight), style=F.cross_entropy(out['style'], rec['style'].long()),
                 accessory=F.cross_entropy(out['accessory'], rec['accessory'].long()), front=F.binary_cross_entropy_with_logits(out['front'], front))
 
-# %% ../../nbs/3_gan/33_judges.ipynb #0f090ded
+# %% ../../nbs/3_gan/33_judges.ipynb #c6cc4f07
 _PAIRS = [(i, 16-i) for i in range(17)] + [(17+i, 26-i) for i in range(10)] + [(i, i) for i in range(27, 31)] + [(31+i, 35-i) for i in range(5)]
 _PAIRS += [(36, 45), (37, 44), (38, 43), (39, 42), (40, 47), (41, 46), (42, 39), (43, 38), (44, 37), (45, 36), (46, 41), (47, 40)]
 _PAIRS += [(48+i, 54-i) for i in range(7)] + [(55+i, 59-i) for i in range(5)] + [(60+i, 64-i) for i in range(5)] + [(65+i, 67-i) for i in range(3)]
@@ -254,18 +254,18 @@ def moved(rec: dict,    # judge record
         return x.gather(-2, at[1].view(-1, *[1]*(x.ndim-3), x.shape[-2], 1).expand_as(x))
     return rec | dict(image=shift(rec['image'], 2), seg=shift(rec['seg'], 1), landmarks=rec['landmarks'].float()+by[:, None]*2/rec['image'].shape[-1], straight=torch.arange(len(by)) >= n)
 
-# %% ../../nbs/3_gan/33_judges.ipynb #a8c0c130
+# %% ../../nbs/3_gan/33_judges.ipynb #546c81d1
 def worsen(x,           # images [n,3,h,w] in -1..1
            generator=None):
     "Random light and colour; some images at half size, some noisy."
-    n, u = len(x), lambda lo, hi, *s: torch.rand(len(x), *(s or (1, 1, 1)), generator=generator)*(hi-lo)+lo
+    u = lambda lo, hi, *s: torch.rand(len(x), *(s or (1, 1, 1)), generator=generator)*(hi-lo)+lo
     y = x*u(.75, 1.25)*u(.92, 1.08, 3, 1, 1) + u(-.15, .15)
     half = F.interpolate(F.interpolate(y, scale_factor=.5, mode='bilinear', antialias=True), size=y.shape[-2:], mode='bilinear')
     y = torch.where(u(0, 1) < .3, half, y)
     noise = torch.randn(y.shape, generator=generator)*u(0, .15)
     return torch.where(u(0, 1) < .3, y+noise, y).clamp(-1, 1)
 
-# %% ../../nbs/3_gan/33_judges.ipynb #d7925654
+# %% ../../nbs/3_gan/33_judges.ipynb #149b1ce6
 @dataclass(frozen=True)
 class FitCfg:
     "How a judge is trained."
@@ -352,7 +352,7 @@ def train_step(net, nets, proxies, opt, batches, mean, std, lr, generators, rare
     opt.step()
     return terms[0]
 
-# %% ../../nbs/3_gan/33_judges.ipynb #cd2bc4da
+# %% ../../nbs/3_gan/33_judges.ipynb #7bf34c4a
 def auc(yes, no,):  # scores of the positive and of the negative cases
     "Probability that a positive scores higher than a negative (ties count half)."
     order = torch.cat([no, yes]).double()
@@ -371,7 +371,7 @@ def pair_auc(embedding,  # [n,e], unit length
     require(same.any() and (~same).any(), 'pair_auc needs pairs of the same and of different identities')
     return auc(score[same], score[~same])
 
-# %% ../../nbs/3_gan/33_judges.ipynb #19d7f1da
+# %% ../../nbs/3_gan/33_judges.ipynb #2b537853
 def intersection_over_union(guess, truth, classes: int):  # label maps -> [classes], NaN where absent
     "Intersection over union of each part, over all images."
     both = torch.bincount((truth.long()*classes+guess.long()).flatten(), minlength=classes**2).view(classes, classes).double()
@@ -401,7 +401,7 @@ def measure(net: JudgeNet, data: dict,  # held-out judge record
             'accessory accuracy': hit('accessory'), 'front-face AUC': auc(out['front'][front], out['front'][~front]), 'pose error degrees median': angle.median().item(), 'pose error degrees mean': angle.mean().item(),
             'shape correlation': fit_of('shape'), 'expression correlation': fit_of('expression')}
 
-# %% ../../nbs/3_gan/33_judges.ipynb #f16eb394
+# %% ../../nbs/3_gan/33_judges.ipynb #a995b6bb
 @torch.no_grad()
 def standardise_features(net: JudgeNet, images,):  # uint8 [n,3,h,w]: a sample of the training images
     "Set the mean and spread by which the FID features are standardised."
@@ -429,7 +429,7 @@ class FeatureNet(nn.Module):
 
     def forward(self, x): return self.features(x)
 
-# %% ../../nbs/3_gan/33_judges.ipynb #303f4677
+# %% ../../nbs/3_gan/33_judges.ipynb #439866fd
 class Judges:
     "The judges: one method per head, each with a name, each replaceable."
     HEADS = ('features', 'identity', 'parts', 'landmarks', 'pose', 'codes', 'style', 'accessory', 'front')
@@ -495,7 +495,7 @@ def load_judges(path=None,      # weights; None: the shipped ones
     net.load_state_dict(state, strict=False)
     return Judges(net.to(device), f'headnb judge {sha256_of(path)[:8]}', about)
 
-# %% ../../nbs/3_gan/33_judges.ipynb #5d6d71bb
+# %% ../../nbs/3_gan/33_judges.ipynb #2073dec1
 @torch.no_grad()
 def check_on_samples(judges: Judges, sample,   # sample(z [b,z_dim], c [b,25]) -> images
                      cameras,                  # [v,25]: each latent is seen from all of them

@@ -10,7 +10,7 @@ __all__ = ['FLOOR', 'moments', 'frechet', 'hardware', 'Result', 'judge_name', 'd
            'normalised_fid', 'Lpips', 'StageDistance', 'default_perceptual', 'psnr', 'ssim', 'lpips', 'view_direction',
            'pose_error', 'evaluate', 'floor']
 
-# %% ../../nbs/3_gan/34_metrics.ipynb #ea891758
+# %% ../../nbs/3_gan/34_metrics.ipynb #58d12aaf
 import inspect, math, platform
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from ..base.camera import yaw_pitch
 from ..base.core import progress, require, sha256_of
 
-# %% ../../nbs/3_gan/34_metrics.ipynb #dd85e16a
+# %% ../../nbs/3_gan/34_metrics.ipynb #21887849
 def moments(x,              # features [n,k]
             ddof: int = 1,  # 1: divide by n-1 (torchmetrics); 0: by n (the released protocol)
            ):               # (mean [k], covariance [k,k]), float64
@@ -41,7 +41,7 @@ def frechet(mean1, cov1,    # [k], [k,k]
     cross = torch.linalg.eigvalsh(root @ cov2 @ root).clamp(min=0).sqrt().sum()
     return float((mean1-mean2).square().sum() + cov1.trace() + cov2.trace() - 2*cross)
 
-# %% ../../nbs/3_gan/34_metrics.ipynb #3ac6428d
+# %% ../../nbs/3_gan/34_metrics.ipynb #a0a4bb7f
 def hardware() -> str:  # processor or GPU, threads, torch
     "The machine, in words."
     info = Path('/proc/cpuinfo')
@@ -73,14 +73,14 @@ class Result:
         return f'{self.metric} {self.value:.4g}{span} | ' + ' | '.join(p for p in parts if p)
     __str__ = line
 
-# %% ../../nbs/3_gan/34_metrics.ipynb #c6691507
+# %% ../../nbs/3_gan/34_metrics.ipynb #bc00fd07
 def judge_name(net) -> str:  # any feature network
     "What a result will call the network; a method of the judges has the name of its head."
     owner = getattr(getattr(net, '__self__', None), 'names', {})
     return str(owner.get(getattr(net, '__name__', ''), None) or getattr(net, 'name', None) or type(net).__name__)
 
 
-def default_judge(device='cpu',):  # where it runs
+def default_judge(device='cpu'):  # where it runs
     "The feature head of the shipped judge."
     from headnb.gan.judges import load_judges
     return load_judges(device=device).feature_net()
@@ -95,7 +95,7 @@ def from_bytes(x):  # uint8 images
     "Images in -1..1, as every network here reads them."
     return x.float()/127.5-1
 
-# %% ../../nbs/3_gan/34_metrics.ipynb #7ad838bb
+# %% ../../nbs/3_gan/34_metrics.ipynb #823e502c
 def resize_tensorflow(x,              # [n,c,h,w]
                       size: int = 299,
                      ):               # [n,c,size,size]
@@ -161,7 +161,7 @@ def inception(path,):  # `.pt` TorchScript, or `.pth` / `.safetensors` state dic
     net.name += f' ({sha256_of(path)[:12]})'
     return net
 
-# %% ../../nbs/3_gan/34_metrics.ipynb #807fb18a
+# %% ../../nbs/3_gan/34_metrics.ipynb #44ff8a99
 @dataclass(frozen=True)
 class Features:
     "Features of a set of images, and where they come from."
@@ -210,7 +210,7 @@ def real_features(ds,            # len and ds[i] -> dict(image uint8 [3,h,w], c)
     images = (torch.stack([torch.as_tensor(ds[i]['image']) for i in order[j:j+batch]]).to(device) for j in range(0, n, batch))
     return look(net, progress(images, total=math.ceil(n/batch), desc='real'), data_name(ds), seed, keep)
 
-# %% ../../nbs/3_gan/34_metrics.ipynb #1476eb06
+# %% ../../nbs/3_gan/34_metrics.ipynb #10bf5120
 def fake_images(sample,                     # sample(z [b,z_dim], c [b,25]) -> images [b,3,h,w]; with independent cameras sample(z, c, c_cond)
                 n: int,                     # how many
                 labels,                     # [m,25] labels of the evaluated data set
@@ -247,7 +247,7 @@ def fake_features(sample, labels,   # as in `fake_images`
         how = f'cameras {cameras}' if isinstance(cameras, str) else f'{len(cameras)} given cameras'
         return look(net or default_judge(device), progress(images, total=math.ceil(n/batch), desc='samples'), f'{name}, {how}', seed, keep)
 
-# %% ../../nbs/3_gan/34_metrics.ipynb #a8989a50
+# %% ../../nbs/3_gan/34_metrics.ipynb #89921f2f
 class Given(nn.Module):
     "Lets a torchmetrics metric read features that are already there."
     def __init__(self, k):
@@ -293,14 +293,14 @@ def fid(real: Features, fake: Features,
     spread = 1.96*reps.std().item() if bootstrap > 1 else math.nan
     return _result('FID', value, real, fake, rules, reps, low=max(value-spread, 0.) if spread == spread else math.nan, high=value+spread)
 
-# %% ../../nbs/3_gan/34_metrics.ipynb #a28d32b3
+# %% ../../nbs/3_gan/34_metrics.ipynb #953eea3e
 def kid(real: Features, fake: Features,
         subsets: int = 100,   # random subsets
         size: int = 1000,     # images in each; at most what there is
         seed: int = 0,
        ) -> Result:           # `samples`: the value of each subset; the interval is the spread of one subset
     "Kernel distance (Binkowski et al. 2018) by torchmetrics; with these defaults the released `kid50k_full` rules."
-    from torchmetrics.image.kid import KernelInceptionDistance, poly_mmd
+    from torchmetrics.image.kid import poly_mmd
     _same_judge(real, fake)
     size = min(size, len(real), len(fake))
     with torch.random.fork_rng(devices=[]):
@@ -324,7 +324,7 @@ def inception_score(logits: Features,    # features of a classifying judge: `x` 
         mean, std = metric.compute()
     return _result('IS', mean.item(), Features(logits.x[:0], logits.judge, 'no real data'), logits, f'torchmetrics: {splits} groups', spread=std.item())
 
-# %% ../../nbs/3_gan/34_metrics.ipynb #b0f8242c
+# %% ../../nbs/3_gan/34_metrics.ipynb #9a56ba27
 def distances(x, y,              # [n,k], [m,k]
               rows: int = 1024,  # rows at a time
              ):                  # [n,m] float64, or equal points would seem apart
@@ -356,7 +356,7 @@ def neighbourhood(real: Features, fake: Features,
     values = dict(density=inside.float().sum(0)/k, precision=inside.any(0).float(), recall=(d <= _balls(fake.x, k)).any(1).float())
     return {m: _result(m, v.mean(), real, fake, f'k = {k}', v.tolist(), (v.var()/len(v)).sqrt().item()) for m, v in values.items()}
 
-# %% ../../nbs/3_gan/34_metrics.ipynb #17b2aa6d
+# %% ../../nbs/3_gan/34_metrics.ipynb #3db5d2ec
 def distance_ratio(real: Features, fake: Features,
                    n: int = 2000,  # at most this many of each, the first ones
                   ) -> Result:     # `samples`: mean distance of each generated image to the others, over the real mean
@@ -388,7 +388,7 @@ def nearest_pairs(real: Features, ds,   # the data set that `real` saw completel
     require(there.shape == fake.kept.shape, f'real images are {tuple(there.shape[1:])}, generated ones {tuple(fake.kept.shape[1:])}')
     return torch.stack([fake.kept, there], 1).flatten(0, 1)
 
-# %% ../../nbs/3_gan/34_metrics.ipynb #eed92ce3
+# %% ../../nbs/3_gan/34_metrics.ipynb #7d699e47
 def mean_image(ds, n: int = None,):  # the first n images; None: all
     "The per-pixel mean of a data set, uint8 [1,3,h,w]."
     n = min(n or len(ds), len(ds))
@@ -406,7 +406,7 @@ def normalised_fid(score: Result,      # an FID
     return Result(**{**vars(score), 'metric': 'FID / FID of the mean image', 'value': score.value/lazy, 'low': score.low/lazy, 'high': score.high/lazy,
                      'protocol': f'{score.protocol}; mean image {lazy:.4g}', 'samples': tuple(s/lazy for s in score.samples)})
 
-# %% ../../nbs/3_gan/34_metrics.ipynb #d0a96d7d
+# %% ../../nbs/3_gan/34_metrics.ipynb #38a7688b
 class Lpips(nn.Module):
     "LPIPS by torchmetrics; its trunk comes from a file of torchvision's weights, or stays random (and says so)."
     def __init__(self, net: str = 'alex',  # 'alex', 'vgg' or 'squeeze'
@@ -478,7 +478,7 @@ def lpips(a, b,           # as psnr
     values = torch.cat([net(x.clamp(-1, 1), y.clamp(-1, 1)) for x, y in zip(a.split(batch), b.split(batch))])
     return _paired('LPIPS', values, data, judge_name(net), 'images clamped to -1..1')
 
-# %% ../../nbs/3_gan/34_metrics.ipynb #ced8c8d2
+# %% ../../nbs/3_gan/34_metrics.ipynb #46633461
 def view_direction(yaw, pitch):  # radians, [n] each
     "Unit vector from the head to the camera, [n,3]."
     return torch.stack([yaw.sin()*pitch.cos(), pitch.sin(), yaw.cos()*pitch.cos()], -1)
@@ -494,7 +494,7 @@ def pose_error(images, c,      # [n,3,h,w] in -1..1 and the labels [n,25] they w
     d = (view_direction(*yaw_pitch(torch.as_tensor(c).float().cpu())) * view_direction(*torch.cat(seen).T)).sum(-1)
     return _paired('pose error', torch.rad2deg(d.clamp(-1, 1).acos()), data, name, 'degrees between viewing directions')
 
-# %% ../../nbs/3_gan/34_metrics.ipynb #ac308930
+# %% ../../nbs/3_gan/34_metrics.ipynb #b993e7ea
 FLOOR = {'coverage': ('>=', .5), 'distance ratio': ('>=', .8), 'FID / FID of the mean image': ('<=', .15), 'pose error / real': ('<=', 2.)}
 
 
