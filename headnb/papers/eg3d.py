@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CONFIGS', 'EG3DCfg', 'released', 'small', 'short', 'config']
 
-# %% ../../nbs/4_papers/40_eg3d.ipynb #7879b586
+# %% ../../nbs/4_papers/40_eg3d.ipynb #542e116c
 from dataclasses import dataclass
 from math import prod
 from ..base.core import require, suggest
@@ -18,7 +18,7 @@ from ..gan.generator import Generator, GeneratorCfg
 from ..gan.terms import ScheduleCfg
 from ..gan.train import ReconCfg, TrainCfg
 
-# %% ../../nbs/4_papers/40_eg3d.ipynb #ae6e866d
+# %% ../../nbs/4_papers/40_eg3d.ipynb #c16f9517
 @dataclass(frozen=True)
 class EG3DCfg:
     "Everything an EG3D run needs: generator, discriminator, training."
@@ -31,7 +31,7 @@ class EG3DCfg:
         side = g.superres.size*prod(g.superres.ups) if g.superres.widths else g.raw_size
         require(d.resolution == side, f'D reads images of side {d.resolution}; G makes {side}')
 
-# %% ../../nbs/4_papers/40_eg3d.ipynb #a73bba0c
+# %% ../../nbs/4_papers/40_eg3d.ipynb #73fa3a1a
 def released(white_back=False,  # add the missing opacity as white
              box_warp=1.,       # side of the cube, world units
              near=2.25, far=3.3,# depth limits along the ray
@@ -45,7 +45,7 @@ def released(white_back=False,  # add the missing opacity as white
                                 render=RenderCfg(samples, samples, near, far, box_warp, white_back=white_back), superres=superres_cfg(superres, half='float16')),
                    DiscriminatorCfg(resolution=resolution, half='float16'), train)
 
-# %% ../../nbs/4_papers/40_eg3d.ipynb #26d13cef
+# %% ../../nbs/4_papers/40_eg3d.ipynb #3a0e02d4
 def small(side,               # of the image, pixels
           raw,                # of the volume rendering, pixels
           planes=64,          # side of the planes
@@ -63,7 +63,7 @@ def small(side,               # of the image, pixels
                      DecoderCfg(channels, 2*channels, channels), RenderCfg(samples, 0, near, far, white_back=white_back), sr, raw)
     return EG3DCfg(G, DiscriminatorCfg(side, channel_base=base*2//3, channel_max=top, map_layers=2, clamp=None), train)
 
-# %% ../../nbs/4_papers/40_eg3d.ipynb #325fd376
+# %% ../../nbs/4_papers/40_eg3d.ipynb #544ae280
 def short(kimg, batch, blur, gamma, raw, **kw):
     "Training of a small model: the published schedules, shortened in proportion."
     return TrainCfg(kimg=kimg, batch=batch, gamma=gamma, snapshot_kimg=kw.pop('snapshot_kimg', 10.), density_every=8, channels_last=True, share_fakes=True,
