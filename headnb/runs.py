@@ -7,13 +7,13 @@ __all__ = ['TEMPLATES', 'EXIT', 'override', 'TrainRun', 'paper_module', 'model_c
            'check_parameters', 'open_data', 'check', 'environment', 'run_folder', 'html_report', 'execute', 'run',
            'build', 'fit', 'fit_processes', 'worker', 'main', 'ship']
 
-# %% ../nbs/6_tools/64_runs.ipynb #d069421a
+# %% ../nbs/6_tools/64_runs.ipynb #74badf6a
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-import argparse, importlib, json, os, platform, signal, subprocess, sys, time
+import argparse, ast, importlib, json, os, platform, signal, subprocess, sys, time
 from .base.core import BadInput, config_hash, from_dict, repo_path, require, suggest, to_dict, write_atomic
 
-# %% ../nbs/6_tools/64_runs.ipynb #7ef4c0b3
+# %% ../nbs/6_tools/64_runs.ipynb #dfa85de0
 def override(base: dict,      # nested plain data
              changes: dict,   # the same shape, only what differs
              where='config',  # for messages
@@ -26,7 +26,7 @@ def override(base: dict,      # nested plain data
         out[k] = override(base[k], v, f'{where}.{k}') if isinstance(base[k], dict) else v
     return out
 
-# %% ../nbs/6_tools/64_runs.ipynb #95cef101
+# %% ../nbs/6_tools/64_runs.ipynb #64ea13d7
 @dataclass(frozen=True)
 class TrainRun:
     "Parameters of `9_runs/train.ipynb`."
@@ -60,7 +60,7 @@ def model_config(spec: TrainRun):  # -> the paper's dataclass with fields G, D, 
     changes = {k: getattr(spec, k) for k in ('G', 'D', 'train') if getattr(spec, k)}
     return from_dict(type(preset), override(to_dict(preset), changes))
 
-# %% ../nbs/6_tools/64_runs.ipynb #48ac9ce5
+# %% ../nbs/6_tools/64_runs.ipynb #55fcd435
 def read_spec(spec,            # 'tiny/eg3d' or a path
               changes=(),      # 'name.name=value', value in YAML
              ):                # (name of the run, name of the template, parameters)
@@ -89,7 +89,7 @@ def template_path(name: str) -> Path:
     require(path.is_file(), f'no template {name!r}{suggest(name, [p.stem for p in path.parent.glob("*.ipynb")])}')
     return path
 
-# %% ../nbs/6_tools/64_runs.ipynb #78880b39
+# %% ../nbs/6_tools/64_runs.ipynb #6bf0a2e0
 def check_parameters(template: str, params: dict):
     "Parameters against the notebook's own parameters cell: names, and the type of each default."
     import papermill, logging
@@ -98,8 +98,8 @@ def check_parameters(template: str, params: dict):
     for k, v in params.items():
         require(k in cell, f'{template} has no parameter {k!r}{suggest(k, cell)}')
         default = cell[k]['default']
-        try: kind = type(eval(default, {'__builtins__': {}}))
-        except Exception: continue
+        try: kind = type(ast.literal_eval(default))
+        except (ValueError, SyntaxError): continue       # an expression: its type is not known before it runs
         ok = kind is type(None) or v is None or isinstance(v, kind) or (kind is float and isinstance(v, int))
         require(ok, f'{template}.{k} is {v!r} ({type(v).__name__}); expected {kind.__name__}')
 
@@ -122,7 +122,7 @@ def check(template, params):
     if spec.state: require(repo_path(spec.state).parent.is_dir(), f'no folder {repo_path(spec.state).parent} for the state')
     return spec, facts
 
-# %% ../nbs/6_tools/64_runs.ipynb #abb2c530
+# %% ../nbs/6_tools/64_runs.ipynb #4e9c1d6f
 def environment() -> dict:
     "Machine, versions, commit and command."
     from importlib.metadata import distributions
@@ -142,7 +142,7 @@ def run_folder(name: str, resume: bool, root=None) -> Path:
         return used[-1]
     return root/(name if not used else f'{name}-{int(used[-1].name[len(name) + 1:] or 1) + 1}')
 
-# %% ../nbs/6_tools/64_runs.ipynb #6deb4ec4
+# %% ../nbs/6_tools/64_runs.ipynb #5cd46323
 EXIT = {'done': 0, 'failed': 1, 'refused': 2, 'killed': 3, 'resumable': 4}
 
 
@@ -177,7 +177,7 @@ def execute(template: str, params: dict, out: Path, bar=True) -> str:  # a key o
     if notebook.exists(): html_report(notebook)
     return _status(out, status, why=why, seconds=round(time.time() - begin, 1), resumable=bool(list(out.glob('checkpoints/step-*'))) and status != 'done')
 
-# %% ../nbs/6_tools/64_runs.ipynb #57c5e913
+# %% ../nbs/6_tools/64_runs.ipynb #ede47abe
 def run(spec, changes=(), resume=False, dry=False, root=None, bar=True):  # -> (status, folder)
     "Check a specification, make its folder, execute it."
     name, template, params = read_spec(spec, changes)
@@ -206,7 +206,7 @@ def _same_run(out, facts):
     require(not wrong, f'{out.name} cannot be resumed: {wrong.replace("checkpoint", "run")}')
     require(facts.get('data_hash') == before.get('data_hash'), f'{out.name} cannot be resumed: its data were {before.get("data_hash")}, these are {facts.get("data_hash")}')
 
-# %% ../nbs/6_tools/64_runs.ipynb #d796342a
+# %% ../nbs/6_tools/64_runs.ipynb #87958833
 def build(spec: TrainRun, cfg):  # -> (G, D)
     "The networks of a configuration, seeded."
     import torch
@@ -237,7 +237,7 @@ def fit(spec: TrainRun, cfg, data, out, resume='auto', observers=None):  # -> th
         write_atomic(Path(out)/'result.json', json.dumps(dict(status=run.status, step=run.step, kimg=run.nimg/1000, seconds=run.seconds, config_hash=config_hash(cfg), data_hash=data.hash)))
     return run
 
-
+# %% ../nbs/6_tools/64_runs.ipynb #faaa7511
 def fit_processes(spec: TrainRun, out):
     "The same in several processes of this machine."
     def with_parent():   # if this process is killed, so are they (Linux)
@@ -256,7 +256,7 @@ def worker(out):
     cfg = model_config(spec)
     fit(spec, cfg, open_data(spec, cfg), out)
 
-# %% ../nbs/6_tools/64_runs.ipynb #910207c9
+# %% ../nbs/6_tools/64_runs.ipynb #ee0bc38a
 def main(argv=None) -> int:
     "headnb-run SPEC [-p name=value ...] [--resume] [--dry-run] [--out FOLDER]"
     p = argparse.ArgumentParser('headnb-run', description='Execute a run: papermill_runs/<size>/<paper>.yaml. Exit codes: ' + ', '.join(f'{v} {k}' for k, v in EXIT.items()))
@@ -279,7 +279,7 @@ def main(argv=None) -> int:
 
 if __name__ == '__main__' and '__file__' in globals(): sys.exit(main())
 
-# %% ../nbs/6_tools/64_runs.ipynb #4503b8f7
+# %% ../nbs/6_tools/64_runs.ipynb #bc294ddc
 def ship(state,      # exported state (papermill_runs/state/<run>.safetensors)
          path,       # where the shipped file is written (headnb/assets/<run>.safetensors)
          **meta      # measurements and remarks, JSON data

@@ -4,22 +4,28 @@ from pathlib import Path
 
 import pytest
 
-CASES = Path(__file__).parent/'golden'/'eg3d'
-SLOW = {'eg3d_full_ffhq512-128'}
+GOLDEN = Path(__file__).parent/'golden'
+CASES, FAMILIES = GOLDEN/'eg3d', ('eg3d', 'panohead')
+SLOW = {'eg3d_full_ffhq512-128', 'panohead_full'}
 
 
 def golden(*args): return subprocess.run([sys.executable, '-m', 'headnb.golden', *map(str, args)], capture_output=True, text=True)
 
 
-def test_small_cases():
-    r = golden(*sorted(p for p in CASES.iterdir() if p.name not in SLOW))
+def cases(family, slow): return sorted(p for p in (GOLDEN/family).iterdir() if (p.name in SLOW) == slow)
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_small_cases(family):
+    r = golden(*cases(family, False))
     assert r.returncode == 0, r.stdout + r.stderr
     assert sum(line.rstrip().endswith('ok') for line in r.stdout.splitlines()) > 100
 
 
 @pytest.mark.slow
-def test_full_size():
-    r = golden(*(CASES/name for name in SLOW))
+@pytest.mark.parametrize('family', FAMILIES)
+def test_full_size(family):
+    r = golden(*cases(family, True))
     assert r.returncode == 0, r.stdout + r.stderr
 
 

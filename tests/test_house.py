@@ -20,7 +20,7 @@ def default_exp(p):
     return found[0] if found else None
 
 
-NUMBER = {d: int(re.match(r'\d+', p.name).group()) for p in NBS if (d := default_exp(p)) and re.match(r'\d+', p.name)}
+NUMBER = {d: (int(m[1]), m[2]) for p in NBS if (d := default_exp(p)) and (m := re.match(r'(\d+)([a-z]?)_', p.name))}   # 27 < 27b < 28
 
 
 def imports(tree):

@@ -178,12 +178,10 @@ TRUTH = ('shape', 'expression', 'pose', 'hair', 'hat', 'glasses', 'beard', 'land
 def render_shard(s, k, stop, path): # Spec, shard number, pictures in all, where to write
     "Render the pictures of one shard."
     torch.set_num_threads(1)
-    rows, last = [], None
+    rows = []
     for i in range(k*s.shard, min((k + 1)*s.shard, stop)):
         h, true, said, info = item(s, i)
-        h = last if last == h else h                               # the same person again: the mesh is kept
-        t = render_heads([h], true[None], s.size, hair=not info.get('bare', False), background=s.background or None, samples=s.samples, corr='corr' in s.maps) if h is not last else _again(s, h, true, info)
-        last, u8 = h, lambda x: x.round().clamp(0, 255).to(torch.uint8)
+        t, u8 = render_heads([h], true[None], s.size, hair=not info.get('bare', False), background=s.background or None, samples=s.samples, corr='corr' in s.maps), lambda x: x.round().clamp(0, 255).to(torch.uint8)
         row = dict(image=u8((t['image'] + 1)*127.5)[0].permute(1, 2, 0), c=said, c_true=true, mask=u8(t['mask']*255)[0, 0], depth=t['depth'][0, 0], info=json.dumps(info), params=json.dumps(to_dict(h)) if i == 0 or s.kind in ('frontal', 'full360') else '')
         if 'seg' in s.maps: row['seg'] = t['seg'][0, 0]
         if 'normal' in s.maps: row['normal'] = u8((t['normal'][0] + 1)*127.5).permute(1, 2, 0)
@@ -195,15 +193,6 @@ def render_shard(s, k, stop, path): # Spec, shard number, pictures in all, where
         with open(p, 'wb') as f: np.savez(f, **out)
     write_atomic(path, save)
     return len(rows)
-
-
-def _again(s, h, c, info): # another picture of the person that was just rendered
-    from headnb.field import heads
-    _again.soup = _again.soup if getattr(_again, 'who', None) is h else heads.build(h)
-    _again.who = h
-    with torch.no_grad(): t = heads.render_one(h, _again.soup, c, s.size, not info.get('bare', False), s.background or None, s.samples, 'corr' in s.maps)
-    t = {k: (v.permute(2, 0, 1) if v.ndim == 3 else v)[None] for k, v in t.items()}
-    return t | heads.codes([h], not info.get('bare', False))
 
 
 def shards(out): # where they are kept

@@ -5,19 +5,19 @@
 # %% auto #0
 __all__ = ['CENTRE', 'COLUMNS', 'DOME', 'WALL', 'HAIRLINE', 'STYLES', 'MATERIALS', 'MATERIAL', 'HATS', 'GLASSES', 'BEARDS',
            'line_table', 'noise_table', 'noise1', 'noise3', 'smoothstep', 'curve', 'guide_rays', 'last_hit', 'Scalp',
-           'Style', 'style', 'edge', 'flow', 'turn', 'thickness', 'hang', 'shell', 'Sheet', 'grid_faces', 'sheet',
+           'Style', 'style', 'edge', 'turn', 'flow', 'thickness', 'hang', 'shell', 'Sheet', 'grid_faces', 'sheet',
            'bezier', 'tube', 'ball', 'bun', 'tail', 'braid', 'locks', 'hair', 'above_rim', 'brim', 'hat', 'glasses',
            'beard_mask', 'beard']
 
-# %% ../../nbs/2_field/27_hair.ipynb #b9723d5f
+# %% ../../nbs/2_field/27_hair.ipynb #f5f30de6
 import functools, math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 import torch
 from torch.nn.functional import normalize, embedding_bag
 from ..base.core import BadInput, suggest
-from .raster import Mesh, cast, vertex_normals
+from .raster import Mesh, cast, vertex_normals, _warp
 
-# %% ../../nbs/2_field/27_hair.ipynb #5fa4db69
+# %% ../../nbs/2_field/27_hair.ipynb #ac824fd1
 @functools.lru_cache
 def line_table(n=1024, seed=3): # numbers
     "Random numbers [n] in 0..1, always the same."
@@ -29,7 +29,7 @@ def noise_table(n=32, seed=7): # side of the cube
     "Random numbers [n^3,4] in 0..1, always the same."
     return torch.rand(n**3, 4, generator=torch.Generator().manual_seed(seed))
 
-# %% ../../nbs/2_field/27_hair.ipynb #5a6e96c4
+# %% ../../nbs/2_field/27_hair.ipynb #d022e5ca
 def noise1(a,          # positions; one turn is 1
            period,     # random values around the turn
            seed=0,     # another noise
@@ -43,7 +43,7 @@ def noise1(a,          # positions; one turn is 1
     t = line_table()
     return torch.lerp(t[(i + seed*37) & 1023], t[(j + seed*37) & 1023], f)
 
-# %% ../../nbs/2_field/27_hair.ipynb #d94f8979
+# %% ../../nbs/2_field/27_hair.ipynb #362c736f
 def noise3(p,       # [...,3] points
            freq,    # cells per unit; the pattern repeats after 32 cells
            seed=0,  # another noise
@@ -61,7 +61,7 @@ def noise3(p,       # [...,3] points
     w = torch.cat([w*g[..., 2:], w*f[..., 2:]], -1).view(-1, 8)
     return embedding_bag(idx, noise_table(), per_sample_weights=w, mode='sum').view(*p.shape[:-1], 4)
 
-# %% ../../nbs/2_field/27_hair.ipynb #b6e6b60e
+# %% ../../nbs/2_field/27_hair.ipynb #3242cebb
 def smoothstep(a, b, x): # a, b: numbers, a > b allowed; x: tensor
     "0 at a, 1 at b, smooth between."
     t = ((x - a)/(b - a)).clamp(0, 1)
@@ -77,7 +77,7 @@ def curve(x,       # tensor
     i = (torch.searchsorted(px, x, right=True) - 1).clamp(0, len(px) - 2)
     return torch.lerp(py[i], py[i + 1], smoothstep(0, 1, (x - px[i])/(px[i + 1] - px[i])))
 
-# %% ../../nbs/2_field/27_hair.ipynb #1b9cde7a
+# %% ../../nbs/2_field/27_hair.ipynb #f301e011
 CENTRE = torch.tensor([0., .06, -.02])   # middle of the skull, world units
 COLUMNS, DOME, WALL = 96, 22, 26         # azimuths; rows over the skull; rows down the cylinder
 
@@ -91,13 +91,13 @@ def guide_rays(): # origins, unit directions [rows,columns,3]; azimuth [columns]
     axis = torch.stack([0*y, y, 0*y + CENTRE[2]], -1)
     return torch.cat([CENTRE.expand(DOME, COLUMNS, 3), axis[:, None].expand(WALL, COLUMNS, 3)]), torch.cat([up, u.expand(WALL, COLUMNS, 3)]), th
 
-# %% ../../nbs/2_field/27_hair.ipynb #a361e177
+# %% ../../nbs/2_field/27_hair.ipynb #738d15cb
 def last_hit(v, f, o, d): # [v,3] vertices, [f,3] triangles, [k,3] origins and unit directions -> triangle [k] (-1: none), weights [k,3]
     "Where rays leave a mesh for the last time, within one unit."
     i, w, t = cast(Mesh(f, v), o + d, -d)
     return torch.where(t < 1, i, torch.full_like(i, -1)), w
 
-# %% ../../nbs/2_field/27_hair.ipynb #8bb17b3f
+# %% ../../nbs/2_field/27_hair.ipynb #134a2cbd
 class Scalp:
     "The guide grid of one mesh: template points, and the same points of any person with the mesh's vertices."
     def __init__(self, v, f,  # [v,3] template, [f,3] triangles
@@ -111,6 +111,7 @@ class Scalp:
         self.degrees = self.azimuth.rad2deg()
         self.front = torch.where(self.degrees > 180, 360 - self.degrees, self.degrees)   # 0 front .. 180 back
         self.right = self.degrees > 180
+        self.outward = self.dirs[-1]                                                     # [columns,3], horizontal
         self.template = self.points(v)
 
     def _bridge(self, corner, weight): # [k,3] each -> [k,6] each: a hole lies between the next points of its row
@@ -135,7 +136,7 @@ class Scalp:
         i = int((self.template[:, j, 1] - y).abs().argmin())
         return points[i, j], self.dirs[i, j]
 
-# %% ../../nbs/2_field/27_hair.ipynb #6b970de0
+# %% ../../nbs/2_field/27_hair.ipynb #eef0ae24
 HAIRLINE = ((0,.150),(20,.151),(36,.143),(46,.118),(52,.07),(57,.012),(63,.0),(68,.045),(80,.062),(92,.055),(100,.02),(115,-.05),(140,-.072),(180,-.075))
 
 @dataclass(frozen=True)
@@ -170,7 +171,7 @@ class Style:
     paint: float = .85                 # hair colour of the scalp itself
     extras: tuple = ()                 # ('bun'|'tail'|'braid'|'locks', numbers)
 
-# %% ../../nbs/2_field/27_hair.ipynb #939c8b03
+# %% ../../nbs/2_field/27_hair.ipynb #48ee6d61
 def _line(**k): # e0=..: the hairline with other heights at those azimuths
     d = dict(HAIRLINE) | {int(n[1:]): y for n, y in k.items()}
     return tuple(sorted(d.items()))
@@ -181,7 +182,7 @@ _LONG = ((0,.15),(30,.148),(42,.126),(56,-.081),(66,-.355),(180,-.366))
 _FRINGE = ((0,.078),(28,.078),(40,.061),(52,-.081),(64,-.355),(180,-.366))
 _CROWN, _MIDDLE, _SIDE = dict(pole=(0.,1.,0.)), dict(part=0., squeeze=.3, pole=(0.,1.,0.)), dict(part=.045, squeeze=.3, pole=(0.,1.,0.))
 
-# %% ../../nbs/2_field/27_hair.ipynb #649400b4
+# %% ../../nbs/2_field/27_hair.ipynb #9383bb58
 _short = (
  Style('bald', paint=0., top=-1.),
  Style('balding', hairline=_line(e0=.199,e20=.195,e36=.174,e46=.137), top=.004, side=.006, back=.007, paint=.5, locks=30),
@@ -207,7 +208,7 @@ _short = (
  Style('cornrows', hairline=_HIGH, top=.008, side=.007, back=.008, lock=.98, locks=26, taper=.012, ragged=.002, feather=.004, paint=.3, shine=.15, pole=(0.,.05,-1.)),
 )
 
-# %% ../../nbs/2_field/27_hair.ipynb #4dd81c90
+# %% ../../nbs/2_field/27_hair.ipynb #769288d8
 _long = (
  Style('mullet', end=((0,.094),(40,.094),(58,.083),(70,.028),(88,.028),(100,.028),(116,-.176),(130,-.322),(180,-.344)), top=.035, side=.012, back=.026, tuck=.25, lock=.35, ragged=.03, feather=.02, taper=.012),
  Style('bob', end=((0,.15),(30,.146),(44,.121),(58,-.064),(70,-.128),(180,-.147)), top=.026, side=.036, back=.038, tuck=.35, taper=.012, lock=.1, **_SIDE),
@@ -237,65 +238,81 @@ def style(name): # key of STYLES
     if name not in STYLES: raise BadInput(f"no hairstyle '{name}'{suggest(name, STYLES)}")
     return STYLES[name]
 
-# %% ../../nbs/2_field/27_hair.ipynb #2c37aead
-def edge(scalp, st, seed=0): # -> [rows,columns], world units, > 0 inside the hair
-    "Signed distance to where the hair ends."
-    y = scalp.template[..., 1]
+# %% ../../nbs/2_field/27_hair.ipynb #b7111d14
+@functools.lru_cache(maxsize=64)
+def _border(scalp, st): # the part of `edge` that all people share: heights [columns], distances [rows,columns], and what they may not exceed (or None)
+    y, limit = scalp.template[..., 1], None
     end = curve(scalp.front, st.end or st.hairline)
     if st.end_right: end = torch.where(scalp.right, curve(scalp.front, st.end_right), end)
     slope = (torch.roll(end, -1) - torch.roll(end, 1))/(4*math.pi/len(end)*.1)
-    n = noise1(scalp.azimuth/(2*math.pi), st.locks*2, seed)
-    e = (y - end)/(1 + slope**2).sqrt() + (2*n - 1)*st.ragged
     if st.tonsure:
         pole = normalize(torch.tensor(st.pole), dim=0)
-        e = torch.minimum(e, (torch.acos((normalize(scalp.template - CENTRE, dim=-1)@pole).clamp(-1, 1)).rad2deg() - st.tonsure)*.002)
-    if st.mohawk: e = torch.minimum(e, st.mohawk - scalp.template[..., 0].abs())
-    return e, end
-
-# %% ../../nbs/2_field/27_hair.ipynb #0b4ad4a6
-def flow(scalp, st): # -> q [rows,columns,3]: position about the pole; its first two numbers give the angle of a strand
-    "Which strand a point belongs to."
-    pole = normalize(torch.tensor(st.pole), dim=0)
-    x = normalize(torch.linalg.cross(torch.tensor([0., 0, 1]) if abs(pole[2]) < .9 else torch.tensor([0., 1, 0]), pole), dim=0)
-    y = torch.linalg.cross(pole, x)
-    d = scalp.template - CENTRE - torch.tensor([st.part if st.part < 5 else 0., 0, 0])
-    return torch.stack([d@x, d@y*st.squeeze, d@pole], -1)
+        limit = (torch.acos((normalize(scalp.template - CENTRE, dim=-1)@pole).clamp(-1, 1)).rad2deg() - st.tonsure)*.002
+    if st.mohawk: limit = st.mohawk - scalp.template[..., 0].abs()
+    return end, (y - end)/(1 + slope**2).sqrt(), limit
 
 
+def edge(scalp, st, seed=0): # -> [rows,columns], world units, > 0 inside the hair
+    "Signed distance to where the hair ends."
+    _, e, limit = _border(scalp, st)
+    e = e + (2*noise1(scalp.azimuth/(2*math.pi), st.locks*2, seed) - 1)*st.ragged
+    return e if limit is None else torch.minimum(e, limit)
+
+# %% ../../nbs/2_field/27_hair.ipynb #534189dd
 def turn(q): # [...,>=2] -> [...]
     "The angle of q in turns, 0..1."
     return torch.atan2(q[..., 0], q[..., 1])/(2*math.pi) % 1
 
-# %% ../../nbs/2_field/27_hair.ipynb #e40fdcfa
-def thickness(scalp, st, e, end, lock, seed=0): # e: edge; end: its height by column; lock: clump noise 0..1
-    "How thick the hair is at every grid point [rows,columns], world units."
+
+@functools.lru_cache(maxsize=64)
+def flow(scalp, st): # -> q [rows,columns,3]: position about the pole, its first two numbers give the angle of a strand; that angle in turns, and how far from the pole, [rows,columns]
+    "Which strand a point belongs to: the same tensors for everybody."
+    pole = normalize(torch.tensor(st.pole), dim=0)
+    x = normalize(torch.linalg.cross(torch.tensor([0., 0, 1]) if abs(pole[2]) < .9 else torch.tensor([0., 1, 0]), pole), dim=0)
+    y = torch.linalg.cross(pole, x)
+    d = scalp.template - CENTRE - torch.tensor([st.part if st.part < 5 else 0., 0, 0])
+    q = torch.stack([d@x, d@y*st.squeeze, d@pole], -1)
+    return q, turn(q), torch.acos(normalize(q, dim=-1)[..., 2].clamp(-1, 1))
+
+# %% ../../nbs/2_field/27_hair.ipynb #0cb4de95
+@functools.lru_cache(maxsize=64)
+def _fullness(scalp, st): # the part of `thickness` that all people share [rows,columns]
     p, front = scalp.template, scalp.front
     up, back = smoothstep(.05, .19, p[..., 1]), smoothstep(70, 130, front)
     t = (st.side*(1 - back) + st.back*back)*(1 - up) + st.top*up + st.front*smoothstep(80, 20, front)*smoothstep(.06, .16, p[..., 1])
-    over_ear = torch.exp(-((front - 80)/17)**2 - ((p[..., 1] - .005)/.055)**2)*(end < .01)
+    over_ear = torch.exp(-((front - 80)/17)**2 - ((p[..., 1] - .005)/.055)**2)*(_border(scalp, st)[0] < .01)
     t = torch.maximum(t, .036*over_ear)
     if st.mohawk: t = t*(1 - (p[..., 0]/st.mohawk).abs().clamp(0, 1)**3)
-    t = t*(.04 + .96*smoothstep(0, st.taper, e + .004))*(1 + st.lock*(2*lock - 1))
-    if st.part < 5: t = t*(1 - .55*torch.exp(-((p[..., 0] - st.part)/.012)**2)*smoothstep(-.02, .03, p[..., 2]))
-    if st.curl: t = t + st.curl*(noise3(p, st.curl_k, seed)[..., 0] + .5*noise3(p, 2*st.curl_k, seed)[..., 1] - .6)*smoothstep(0, .03, e + .01)
+    return t*(1 - .55*torch.exp(-((p[..., 0] - st.part)/.012)**2)*smoothstep(-.02, .03, p[..., 2])) if st.part < 5 else t
+
+
+@functools.lru_cache(maxsize=256)
+def _lumps(scalp, st, seed): # of curly hair [rows,columns]
+    p = scalp.template
+    return st.curl*(noise3(p, st.curl_k, seed)[..., 0] + .5*noise3(p, 2*st.curl_k, seed)[..., 1] - .6)
+
+
+def thickness(scalp, st, e, lock, seed=0): # e: edge; lock: clump noise 0..1
+    "How thick the hair is at every grid point [rows,columns], world units."
+    p = scalp.template
+    t = _fullness(scalp, st)*(.04 + .96*smoothstep(0, st.taper, e + .004))*(1 + st.lock*(2*lock - 1))
+    if st.curl: t = t + _lumps(scalp, st, seed)*smoothstep(0, .03, e + .01)
     if st.wave: t = t + st.wave*torch.sin(p[..., 1]*st.wave_k + 6*lock)*smoothstep(.15, .03, p[..., 1])
     return t
 
-# %% ../../nbs/2_field/27_hair.ipynb #c7dfc7a4
+# %% ../../nbs/2_field/27_hair.ipynb #d8322527
 def hang(scalp, O,  # [rows,columns,3] shell
          tuck,      # inward, per unit of height
          widest=.21 # shoulders do not push hair further out than this
         ):          # [rows,columns,3]
     "Rows of the wall fall from the rows above them."
-    u = torch.stack([scalp.azimuth.sin(), scalp.azimuth.cos()], -1)
-    rho = ((O[..., [0, 2]] - CENTRE[[0, 2]])*u).sum(-1)
+    rho = ((O - CENTRE)*scalp.outward).sum(-1)
     wall = torch.cat([rho[DOME-1:DOME], rho[DOME:].clamp(max=widest)])
     down = torch.cat([0*rho[:1], tuck*(O[DOME-1:-1, :, 1] - O[DOME:, :, 1]).clamp(min=0)]).cumsum(0)
     wall = (wall + down).cummax(0).values - down                    # r_j = max(r_j, r_{j-1} - tuck dy_j) without a loop
-    move = (torch.cat([rho[:DOME], wall[1:]]) - rho)[..., None]*u
-    return O + torch.stack([move[..., 0], 0*rho, move[..., 1]], -1)
+    return torch.cat([O[:DOME], O[DOME:] + (wall[1:] - rho[DOME:])[..., None]*scalp.outward])
 
-# %% ../../nbs/2_field/27_hair.ipynb #0f5fc723
+# %% ../../nbs/2_field/27_hair.ipynb #534d600b
 def shell(scalp, v,        # guide grid; [v,3] the person's head at rest
           st,              # Style
           rng,             # random.Random
@@ -304,16 +321,15 @@ def shell(scalp, v,        # guide grid; [v,3] the person's head at rest
          ):                # points [rows,columns,3], q [rows,columns,3], edge [rows,columns], lock noise [rows,columns]
     "The outer surface of a hairstyle."
     seed = rng.randrange(25)
-    e, end = edge(scalp, st, seed)
-    q = flow(scalp, st)
-    lock = noise1(turn(q), st.locks, seed + 1)
-    t = thickness(scalp, st, e, end, lock, seed)*volume
+    e, (q, turns, _) = edge(scalp, st, seed), flow(scalp, st)
+    lock = noise1(turns, st.locks, seed + 1)
+    t = thickness(scalp, st, e, lock, seed)*volume
     if press is not None: t = t - (t - .010).clamp(min=0)*smoothstep(-.035, -.005, press)
     O = scalp.points(v) + scalp.dirs*t[..., None]
     if st.flat and press is None: O[..., 1] = O[..., 1] - .85*(O[..., 1] - st.flat).clamp(min=0)
     return hang(scalp, O, st.tuck), q, e, lock
 
-# %% ../../nbs/2_field/27_hair.ipynb #2587e0ae
+# %% ../../nbs/2_field/27_hair.ipynb #7322aa60
 MATERIALS = ('torso', 'neck', 'face', 'scalp', 'ear', 'lip', 'lid', 'eyeball', 'mouth', 'teeth', 'tongue', 'lash',   # the parts of the head mesh
              'hair', 'band', 'beard', 'frame', 'lens', 'hat')
 MATERIAL = {k: i for i, k in enumerate(MATERIALS)}
@@ -331,7 +347,7 @@ class Sheet:
     ao: torch.Tensor   # [v] occlusion, 1 is open
     kind: int          # index of MATERIALS
 
-# %% ../../nbs/2_field/27_hair.ipynb #9316bd93
+# %% ../../nbs/2_field/27_hair.ipynb #7631e4d9
 @functools.lru_cache(maxsize=64)
 def grid_faces(rows, columns): # -> [f,3]
     "Triangles of a grid whose columns close to a ring."
@@ -340,17 +356,28 @@ def grid_faces(rows, columns): # -> [f,3]
     c, d = a + columns, b + columns
     return torch.cat([torch.stack([a, c, b], -1).view(-1, 3), torch.stack([b, c, d], -1).view(-1, 3)])
 
-# %% ../../nbs/2_field/27_hair.ipynb #1b84341a
-def _sides(O): # [rows,columns,3] -> its changes along rows and columns
-    return torch.cat([O[1:2] - O[:1], (O[2:] - O[:-2])/2, O[-1:] - O[-2:-1]]), (torch.roll(O, -1, 1) - torch.roll(O, 1, 1))/2
+# %% ../../nbs/2_field/27_hair.ipynb #d6b94a1a
+@functools.cache
+def _drape():
+    "One thread a grid point: normal and strand direction. Two neighbours each way; the first and the last row have one."
+    wp = _warp()
+    grid = wp.array2d(dtype=wp.vec3)
 
+    @wp.func
+    def change(a: wp.vec3, b: wp.vec3): # of the angle of q, -pi..pi
+        return wp.atan2(b[0]*a[1] - b[1]*a[0], b[1]*a[1] + b[0]*a[0])
 
-def _unturned(dr, dc, q): # sides and strand position -> unit direction in which the angle of q does not change
-    a = torch.atan2(q[..., 0], q[..., 1])
-    d = lambda x: torch.remainder(x + math.pi, 2*math.pi) - math.pi
-    wr = torch.cat([d(a[1:2] - a[:1]), d(a[2:] - a[:-2]), d(a[-1:] - a[-2:-1])])
-    wc = d(torch.roll(a, -1, 1) - torch.roll(a, 1, 1))
-    return normalize(wc[..., None]*dr - wr[..., None]*dc, dim=-1)
+    @wp.kernel(module='unique', enable_backward=False)
+    def drape(O: grid, q: grid, n: grid, t: grid):
+        i, j = wp.tid()
+        i0, i1 = wp.max(i - 1, 0), wp.min(i + 1, O.shape[0] - 1)
+        j0, j1 = (j + O.shape[1] - 1) % O.shape[1], (j + 1) % O.shape[1]
+        dr = (O[i1, j] - O[i0, j])/float(i1 - i0)
+        dc = 0.5*(O[i, j1] - O[i, j0])
+        n[i, j] = wp.normalize(wp.cross(dr, dc))
+        t[i, j] = wp.normalize(change(q[i, j0], q[i, j1])*dr - change(q[i0, j], q[i1, j])*dc)
+
+    return drape
 
 
 def sheet(O, q,               # [rows,columns,3]
@@ -358,15 +385,14 @@ def sheet(O, q,               # [rows,columns,3]
           e=None, b=None, ao=None, # [rows,columns]
          ):                   # Sheet
     "A grid as a mesh; triangles wholly beyond the edge are dropped."
-    one, v = torch.ones(O.shape[:2]), O.reshape(-1, 3)
-    e, b, ao = (one if e is None else e).reshape(-1), (0*one if b is None else b).reshape(-1), (one if ao is None else ao).reshape(-1)
-    f = grid_faces(*O.shape[:2])
-    f = f[(e[f] > -.03).any(1)]
-    dr, dc = _sides(O)
-    n = normalize(torch.linalg.cross(dr, dc), dim=-1)
-    return Sheet(v, f, n.reshape(-1, 3), q.reshape(-1, 3), _unturned(dr, dc, q).reshape(-1, 3), e, b, ao, MATERIAL[kind])
+    O, q, wp, k = O.contiguous(), q.contiguous(), _warp(), O.shape[0]*O.shape[1]
+    flat, f = lambda x, otherwise: torch.full((k,), otherwise) if x is None else x.reshape(-1), grid_faces(*O.shape[:2])
+    n, t = torch.empty_like(O), torch.empty_like(O)
+    wp.launch(_drape(), O.shape[:2], [wp.from_torch(x, dtype=wp.vec3) for x in (O, q, n, t)])
+    if e is not None: f = f[(e.reshape(-1) > -.03)[f].any(1)]
+    return Sheet(O.view(-1, 3), f, n.view(-1, 3), q.view(-1, 3), t.view(-1, 3), flat(e, 1.), flat(b, 0.), flat(ao, 1.), MATERIAL[kind])
 
-# %% ../../nbs/2_field/27_hair.ipynb #d970709a
+# %% ../../nbs/2_field/27_hair.ipynb #d4fb6f4f
 def bezier(*points, k=24): # control points [3] -> [k,3]
     "De Casteljau: a curve from the first point to the last, drawn to those between."
     s, p = torch.linspace(0, 1, k)[:, None], [torch.as_tensor(x, dtype=torch.float32) for x in points]
@@ -374,25 +400,52 @@ def bezier(*points, k=24): # control points [3] -> [k,3]
     return p[0]
 
 
+def _tangents(path): # [k,3] -> [k,3]
+    return normalize(torch.cat([path[1:2] - path[:1], path[2:] - path[:-2], path[-1:] - path[-2:-1]]), dim=1)
+
+
+def _aside(path): # -> the axis z, x or y that the path never follows
+    x, _, z = _tangents(path).abs().amax(0).tolist()
+    return (0., 0., 1.) if z < .9 else (1., 0., 0.) if x < .9 else (0., 1., 0.)
+
+
 def _along(path): # [k,3] -> tangent, two normals
-    d = normalize(torch.cat([path[1:2] - path[:1], path[2:] - path[:-2], path[-1:] - path[-2:-1]]), dim=1)
-    ref = torch.tensor([0., 0, 1]) if d[:, 2].abs().max() < .9 else torch.tensor([1., 0, 0]) if d[:, 0].abs().max() < .9 else torch.tensor([0., 1, 0])
-    s = normalize(torch.linalg.cross(ref.expand_as(d), d, dim=1), dim=1)
+    d = _tangents(path)
+    s = normalize(torch.linalg.cross(torch.tensor(_aside(path)).expand_as(d), d, dim=1), dim=1)
     return d, s, torch.linalg.cross(d, s, dim=1)
 
-# %% ../../nbs/2_field/27_hair.ipynb #dfd9f580
+# %% ../../nbs/2_field/27_hair.ipynb #bd04dda7
+@functools.cache
+def _roll():
+    "One thread a grid point: circles around a path, in the frame of `_along`."
+    wp = _warp()
+
+    @wp.kernel(module='unique', enable_backward=False)
+    def roll(path: wp.array(dtype=wp.vec3), radius: wp.array(dtype=float), ref: wp.vec3, twist: float, phase: float, O: wp.array2d(dtype=wp.vec3), q: wp.array2d(dtype=wp.vec3)):
+        i, j = wp.tid()
+        k, angle = path.shape[0], float(j)/float(O.shape[1])*2.0*wp.pi
+        d = wp.normalize(path[wp.min(i + 1, k - 1)] - path[wp.max(i - 1, 0)])
+        s = wp.normalize(wp.cross(ref, d))
+        O[i, j] = path[i] + radius[i]*(wp.cos(angle)*s - wp.sin(angle)*wp.cross(d, s))
+        u = float(i)/float(k - 1)
+        a = angle + twist*u + phase
+        q[i, j] = wp.vec3(wp.sin(a), wp.cos(a), u)
+
+    return roll
+
+
 def tube(path, radius,       # [k,3]; number or [k]
          kind='hair', sides=10, twist=0., phase=0.,
          round_ends=True):   # Sheet
     "A round tube along a path; strands run along it, turned by `twist` radians."
-    k, (_, s, m) = len(path), _along(path)
-    r, u, ph = torch.as_tensor(radius, dtype=torch.float32).expand(k).clone(), torch.arange(k)/(k - 1), torch.arange(sides)/sides*2*math.pi
+    k, wp, path = len(path), _warp(), path.contiguous()
+    r = torch.as_tensor(radius, dtype=torch.float32).expand(k).clone()
     if round_ends: r[0], r[-1] = r[0]*.4, r[-1]*.15
-    O = path[:, None] + r[:, None, None]*(ph.cos()[None, :, None]*s[:, None] - ph.sin()[None, :, None]*m[:, None])
-    a = ph[None] + twist*u[:, None] + phase
-    return sheet(O, torch.stack([a.sin(), a.cos(), u[:, None].expand(k, sides)], -1), kind, b=u[:, None].expand(k, sides)*.2)
+    O, q, vec = torch.empty(k, sides, 3), torch.empty(k, sides, 3), lambda x: wp.from_torch(x, dtype=wp.vec3)
+    wp.launch(_roll(), (k, sides), [vec(path), wp.from_torch(r), _aside(path), float(twist), float(phase), vec(O), vec(q)])
+    return sheet(O, q, kind, b=q[..., 2]*.2)
 
-
+# %% ../../nbs/2_field/27_hair.ipynb #88eed1ce
 def ball(c, radii,           # [3]; number or three (the second along `axis`)
          axis=(0, 1., 0), kind='hair', twist=3., lump=.06, phase=0., rows=13, columns=20):
     "A wound-up ball."
@@ -404,7 +457,7 @@ def ball(c, radii,           # [3]; number or three (the second along `axis`)
     O = torch.as_tensor(c) + w[..., :1]*x + w[..., 1:2]*y + w[..., 2:]*torch.linalg.cross(x, y)
     return sheet(O, torch.stack([a.sin(), a.cos(), ph], -1), kind, b=ph*.03)
 
-# %% ../../nbs/2_field/27_hair.ipynb #c872e96d
+# %% ../../nbs/2_field/27_hair.ipynb #48da3ba0
 def bun(scalp, B, rng, length, azimuth, y, size, squash):
     "A ball of hair."
     p, d = scalp.at(B, azimuth, y)
@@ -431,7 +484,7 @@ def braid(scalp, B, rng, length, azimuth, y, width, fall):
     w, ph = width*(1 - .45*u), [u*9*math.pi + i*2*math.pi/3 for i in range(3)]
     return [tube(path + (w*x.sin())[:, None]*s + (.55*w*(2*x).sin())[:, None]*m, .62*w, sides=8, twist=1., phase=i) for i, x in enumerate(ph)]
 
-# %% ../../nbs/2_field/27_hair.ipynb #8cad99e2
+# %% ../../nbs/2_field/27_hair.ipynb #ea33d668
 def locks(scalp, B, rng, length, count, size, O=None, e=None):
     "Thick strands that hang along the shell: dreadlocks."
     out = []
@@ -447,7 +500,7 @@ def locks(scalp, B, rng, length, count, size, O=None, e=None):
         out.append(tube(path, size*rng.uniform(.8, 1.2), sides=6, twist=6.))
     return out
 
-# %% ../../nbs/2_field/27_hair.ipynb #cc8c432c
+# %% ../../nbs/2_field/27_hair.ipynb #69f7e72b
 _EXTRAS = dict(bun=bun, tail=tail, braid=braid, locks=locks)
 
 def hair(scalp, v, st, rng,         # as `shell`
@@ -456,15 +509,14 @@ def hair(scalp, v, st, rng,         # as `shell`
     "All meshes of a hairstyle."
     if st.top < 0: return []
     O, q, e, lock = shell(scalp, v, st, rng, volume, press)
-    shade = (.55 + .45*lock)*(.6 + .4*smoothstep(-.35, .15, scalp.template[..., 1]))
-    along = torch.acos(normalize(q, dim=-1)[..., 2].clamp(-1, 1))*.1
-    out, B = [sheet(O, q, 'hair', e, along, shade)], scalp.points(v)
+    out = [sheet(O, q, 'hair', e, flow(scalp, st)[2]*.1, (.55 + .45*lock)*(.6 + .4*smoothstep(-.35, .15, scalp.template[..., 1])))]
+    B = scalp.points(v) if st.extras else None
     for kind, *numbers in st.extras:
         if press is not None and (kind == 'locks' or float(scalp.at(press[..., None], *numbers[:2])[0]) > -.02): continue
         out += _EXTRAS[kind](scalp, B, rng, length, *numbers, **(dict(O=O, e=e) if kind == 'locks' else {}))
     return out
 
-# %% ../../nbs/2_field/27_hair.ipynb #a914744b
+# %% ../../nbs/2_field/27_hair.ipynb #c0deb7a5
 HATS = dict(beanie=(.128, .30), cap=(.145, .38), fedora=(.135, .22), bucket=(.125, .20), headband=(.15, .35), scarf=(.145, 0.), tophat=(.14, .25), bandana=(.14, .42))   # rim in front, rise of the rim to the front
 _LIFT = dict(fedora=.03, tophat=.085, bucket=.02)                                   # of the crown
 _BRIM = dict(fedora=(.085, -.004), bucket=(.055, -.05), tophat=(.05, .012), cap=(.10, -.018))   # width, droop
@@ -480,7 +532,7 @@ def above_rim(scalp, kind): # key of HATS -> [rows,columns]
     e = y - curve(scalp.front, ((0, .145), (28, .14), (44, .08), (54, -.10), (62, -.2), (180, -.30)))
     return e*torch.where((scalp.front > 38) & (scalp.front < 66), .25, 1.)
 
-# %% ../../nbs/2_field/27_hair.ipynb #7ac25c70
+# %% ../../nbs/2_field/27_hair.ipynb #3b82c98f
 def _blocked(scalp, O, e, kind): # a crown with upright sides
     O = O.clone()
     O[..., 1] += _LIFT[kind]*smoothstep(0, .05, e)
@@ -505,7 +557,7 @@ def brim(scalp, O, e, kind): # shell [rows,columns,3]; height above the rim
     q = torch.stack([out[:, 0].expand(6, -1), out[:, 2].expand(6, -1), torch.zeros(6, len(rim))], -1)
     return sheet(P, q, 'hat', e=(55 - scalp.front).expand(6, -1)*.002 if kind == 'cap' else None)
 
-# %% ../../nbs/2_field/27_hair.ipynb #862ead57
+# %% ../../nbs/2_field/27_hair.ipynb #3c6c34db
 def hat(scalp, v, kind, rng): # key of HATS -> [Sheet, ...]
     "The meshes of a hat; `hair(press=above_rim(...))` fits under it."
     if kind not in HATS: raise BadInput(f"no hat '{kind}'{suggest(kind, HATS)}")
@@ -526,7 +578,7 @@ def hat(scalp, v, kind, rng): # key of HATS -> [Sheet, ...]
         out.append(ball(p + d*.01, (.018, .014, .018), axis=d, kind='hat'))
     return out
 
-# %% ../../nbs/2_field/27_hair.ipynb #77bde6b6
+# %% ../../nbs/2_field/27_hair.ipynb #48bf699c
 GLASSES = dict(round=(.042, .040, 2., .0028, 0), rectangle=(.046, .030, 5., .0042, 0), square=(.046, .038, 4., .005, 0), thin=(.044, .032, 3., .0018, 0),
                aviator=(.047, .040, 2.4, .002, 1), wayfarer=(.047, .036, 3.2, .0055, 1), cat=(.045, .032, 2.6, .0045, 0))   # half width, half height, power, wire, dark
 
@@ -547,7 +599,7 @@ def _loop(path, r, sides=6): # closed tube
     O = torch.cat([O, O[:1]])
     return sheet(O, torch.tensor([0., 1, 0]).expand_as(O), 'frame')
 
-# %% ../../nbs/2_field/27_hair.ipynb #9d760b28
+# %% ../../nbs/2_field/27_hair.ipynb #569064dc
 def glasses(scalp, v, kind,   # [v,3] head at rest; key of GLASSES
             eyes, nose):      # [2,3] centres of the left and right eyeball; [3] bridge of the nose
     "Rims, bridge, temples and (for sun glasses) lenses."
@@ -569,7 +621,7 @@ def glasses(scalp, v, kind,   # [v,3] head at rest; key of GLASSES
     bridge = torch.stack([x*(gap - w + .004), y + .25*h + .006*(1 - x*x), z + .004*(1 - x*x)], 1)
     return out + [tube(bridge, r, 'frame', sides=6, round_ends=False)]
 
-# %% ../../nbs/2_field/27_hair.ipynb #a9f3ca0b
+# %% ../../nbs/2_field/27_hair.ipynb #a5c880af
 BEARDS = ('full', 'goatee', 'moustache', 'chin')
 
 
@@ -582,11 +634,8 @@ def beard_mask(p): # [...,3] template positions -> 0..1
     return torch.maximum(torch.maximum(jaw, lip), side)
 
 
-def beard(template, v, n, f,  # [v,3] template, posed vertices and normals; [f,3] triangles of face and neck
-          lip,                # [v] 0..1, the lips stay free
-          kind, length):      # one of BEARDS; 0..1
-    "The lifted skin of a beard."
-    if kind not in BEARDS: raise BadInput(f"no beard '{kind}'{suggest(kind, BEARDS)}")
+@functools.lru_cache(maxsize=8)
+def _grown(template, f, lip, kind): # the part of `beard` that all people share: vertices [k], triangles [f,3] among them, density [k], lift [k], fall [k]
     x, y = template[:, 0].abs(), template[:, 1]
     w = beard_mask(template)*(1 - smoothstep(.3, .7, lip))
     if kind == 'goatee': w = w*smoothstep(.068, .048, x)
@@ -594,8 +643,17 @@ def beard(template, v, n, f,  # [v,3] template, posed vertices and normals; [f,3
     if kind == 'chin': w = w*smoothstep(.055, .038, x)*smoothstep(-.09, -.10, y)
     f = f[(w[f] > .02).any(1)]
     keep, f = f.unique(return_inverse=True)
-    p, w, f = template[keep], w[keep], f.view(-1, 3)
-    lift, drop = w*(.004 + .012*length)*(.6 + .8*noise3(p, 70.)[:, 0]), smoothstep(-.07, -.15, p[:, 1])*w*length*.055
-    O = v[keep] + n[keep]*lift[:, None] + torch.tensor([0., -1, .15])*drop[:, None]
-    m, down, a = vertex_normals(O[None], f)[0], torch.tensor([0., -1, .2]), p[:, 0]*9
+    p, w = template[keep], w[keep]
+    return keep, f.view(-1, 3), w, w*(.6 + .8*noise3(p, 70.)[:, 0]), smoothstep(-.07, -.15, p[:, 1])*w*.055
+
+
+def beard(template, v, n, f,  # [v,3] template, posed vertices and normals; [f,3] triangles of face and neck
+          lip,                # [v] 0..1, the lips stay free
+          kind, length):      # one of BEARDS; 0..1
+    "The lifted skin of a beard."
+    if kind not in BEARDS: raise BadInput(f"no beard '{kind}'{suggest(kind, BEARDS)}")
+    keep, f, w, lift, drop = _grown(template, f, lip, kind)
+    O = v[keep] + n[keep]*(lift*(.004 + .012*length))[:, None] + torch.tensor([0., -1, .15])*(drop*length)[:, None]
+    p, down = template[keep], torch.tensor([0., -1, .2])
+    m, a = vertex_normals(O[None], f)[0], p[:, 0]*9
     return [Sheet(O, f, m, torch.stack([a.sin(), a.cos(), p[:, 1]], 1), normalize(down - m*(m@down)[:, None], dim=1), w - .25, p[:, 1], torch.ones(len(p)), MATERIAL['beard'])]

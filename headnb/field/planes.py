@@ -7,7 +7,7 @@ __all__ = ['AXES', 'taps_for', 'COLOUR', 'read_axes', 'SamplerCfg', 'grid_of', '
            'sample_table', 'PlaneSampler', 'DecoderCfg', 'log_sigmoid', 'Decoder', 'TwoStage', 'PlaneField',
            'make_field']
 
-# %% ../../nbs/2_field/20_planes.ipynb #b2c30403
+# %% ../../nbs/2_field/20_planes.ipynb #b6df279f
 import math
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,14 +18,14 @@ import torch.nn.functional as F
 from ..base.core import require, suggest
 from ..nets.ops import Linear
 
-# %% ../../nbs/2_field/20_planes.ipynb #18403c89
+# %% ../../nbs/2_field/20_planes.ipynb #7ca175cb
 AXES = {'eg3d': ('x y z', 'x z y', 'z x y'),             # the release: planes 1 and 2 both span x and z
         'eg3d_paper': ('x y z', 'x z y', 'y z x'),       # the paper's figure: three different planes
         'panohead': ('x y z', 'x z y', 'y z x'),
         'next3d': ('x y z', 'x z y', 'z y x'),
         'head360': ('x y z', '-z y x', 'x -z y')}
 
-# %% ../../nbs/2_field/20_planes.ipynb #f88b8eda
+# %% ../../nbs/2_field/20_planes.ipynb #897633b1
 def read_axes(name: str,   # three axis names with optional signs, such as 'x -z y'
              ) -> tuple:   # ((axis index, sign) for width, height, depth)
     "The three world axes of one plane."
@@ -34,7 +34,7 @@ def read_axes(name: str,   # three axis names with optional signs, such as 'x -z
     require(ok, f"axes {name!r} must name x, y and z once each, as in 'x z y' (width, height, depth)")
     return tuple(('xyz'.index(p[-1]), -1 if p[0] == '-' else 1) for p in parts)
 
-# %% ../../nbs/2_field/20_planes.ipynb #b25d4760
+# %% ../../nbs/2_field/20_planes.ipynb #a85387ed
 @dataclass(frozen=True)
 class SamplerCfg:
     "Where a point looks: everything that differs between tri-plane, tri-grid and hex-plane."
@@ -54,7 +54,7 @@ class SamplerCfg:
     def flat(self): # True: the off-plane coordinate is ignored
         return self.depth == 1 and self.mode == 'paper'
 
-# %% ../../nbs/2_field/20_planes.ipynb #eff21255
+# %% ../../nbs/2_field/20_planes.ipynb #a974bf8a
 def grid_of(x,        # [b,m,3] world points
             cfg,      # SamplerCfg
            ):         # [b,p,m,3]: (width, height, depth) coordinates, -1..1 inside the box
@@ -63,7 +63,7 @@ def grid_of(x,        # [b,m,3] world points
     scale = torch.tensor(sign, dtype=x.dtype, device=x.device)*(2/cfg.box_warp)
     return x[:, :, torch.tensor(order, device=x.device)].transpose(1, 2)*scale[:, None]
 
-# %% ../../nbs/2_field/20_planes.ipynb #26f9cd02
+# %% ../../nbs/2_field/20_planes.ipynb #881dfe8f
 def planes_from_image(image,     # [b, p*c*d, h, w]: what the plane maker draws
                       p: int = 3,# number of planes
                       d: int = 1,# slices per plane
@@ -72,7 +72,7 @@ def planes_from_image(image,     # [b, p*c*d, h, w]: what the plane maker draws
     require(image.shape[1] % (p*d) == 0, f'{image.shape[1]} channels cannot be cut into {p} planes of {d} slices')
     return image.unflatten(1, (p, image.shape[1]//(p*d), d))
 
-# %% ../../nbs/2_field/20_planes.ipynb #5dde2b37
+# %% ../../nbs/2_field/20_planes.ipynb #b8e6a1b8
 def sample_grid(planes, # [b,p,c,d,h,w]
                 x,      # [b,m,3] world points
                 cfg,    # SamplerCfg
@@ -86,54 +86,46 @@ def sample_grid(planes, # [b,p,c,d,h,w]
     if cfg.reduce == 'none': return f.transpose(2, 3)
     return (f.mean(1) if cfg.reduce == 'mean' else f.sum(1)).transpose(1, 2)
 
-# %% ../../nbs/2_field/20_planes.ipynb #16c48b50
-class Taps:
-    "Which rows of a table a point reads, and with which weights: fixed by config and plane size."
+# %% ../../nbs/2_field/20_planes.ipynb #d62d5b58
+def _blocks(cfg,  # SamplerCfg
+            size, # pixels of a plane along its (width, height, depth)
+           ):     # {(axes, sizes): [(plane, dimensions to flip, transpose?), ...]}
+    "Planes over the same axes, which are added: a lookup is linear in them."
+    out = {}
+    for i, name in enumerate(cfg.axes):
+        pairs = read_axes(name)[:2 if cfg.flat else 3]
+        axes, sizes = [a for a, _ in pairs], list(size[:len(pairs)])
+        flips = tuple(-1 - k for k, (_, sign) in enumerate(pairs) if sign < 0)
+        swap = cfg.flat and axes[0] > axes[1]                              # the transpose is a plane over the same axes, the other way round
+        if swap: axes, sizes = axes[::-1], sizes[::-1]
+        out.setdefault((tuple(axes), tuple(sizes)), []).append((i, flips, swap))
+    return out
+
+
+def _product(corner): # [(number of the fraction, 1: the far side or 0: the near), ...] -> {fractions multiplied: factor}
+    "The weight of a corner, f at the far side and 1 - f at the near, multiplied out."
+    terms = {(): 1.}
+    for r, far in corner:
+        times_f = {tuple(sorted(t + (r,))): s if far else -s for t, s in terms.items()}
+        terms = times_f if far else terms | times_f
+    return terms
+
+# %% ../../nbs/2_field/20_planes.ipynb #2bc6270e
+class _Rows:
+    "Where planes lie in one table of rows, each in a frame of zeros: one before and two after each axis."
     def __init__(self, cfg, d, h, w): # SamplerCfg, slices, height, width
-        self.cfg, self.readers, self.blocks, size = cfg, [], {}, (w, h, d)
-        for i, name in enumerate(cfg.axes):
-            axes = read_axes(name)[:2 if cfg.flat else 3]
-            swap = cfg.flat and axes[0][0] > axes[1][0]                    # the transpose is a plane over the same axes, the other way round
-            flips = tuple(-1 - k for k, (_, sign) in enumerate(axes) if sign < 0)
-            sizes, axes = list(size[:len(axes)]), [a for a, _ in axes]
-            if swap: sizes, axes = sizes[::-1], axes[::-1]
-            self.blocks.setdefault((tuple(axes), tuple(sizes)), []).append((i, flips, swap))
+        self.cfg, self.blocks = cfg, _blocks(cfg, (w, h, d))
         self.starts, self.strides, self.rows = [], [], 0
         for _, sizes in self.blocks:
             self.starts.append(self.rows)
             self.strides.append(tuple(math.prod(n + 3 for n in sizes[:k]) for k in range(len(sizes))))
             self.rows += math.prod(n + 3 for n in sizes)
         require(self.rows < 2**24, f'{self.rows} rows: too many for exact float32 row numbers')
-        self._matrices()
-
-    @torch.inference_mode(False)
-    def _matrices(self):
-        "Row numbers and weights of all taps are linear in floors and in products of fractions."
-        index, weight = [], []
-        for (axes, sizes), start, strides in zip(self.blocks, self.starts, self.strides):
-            readers = [self._reader(a, n) for a, n in zip(axes, sizes)]
-            for corner in np.ndindex(*[2]*len(axes)):
-                index.append(dict(zip(readers, strides)) | {'one': start + int(np.dot(corner, strides))})
-                terms = {(): 1.}
-                for r, one in zip(readers, corner):                        # times f, or times (1 - f)
-                    times_f = {tuple(sorted(t + (r,))): s if one else -s for t, s in terms.items()}
-                    terms = times_f if one else terms | times_f
-                weight.append(terms)
-        self.monomials = sorted({t for terms in weight for t in terms}, key=lambda t: (len(t), t))
-        share = 1/len(self.cfg.axes) if self.cfg.reduce == 'mean' else 1.
-        self.to_index = torch.tensor([[float(e.get(k, 0)) for e in index] for k in [*range(len(self.readers)), 'one']])
-        self.to_weight = torch.tensor([[t.get(m, 0.) for t in weight] for m in self.monomials])*share
-        self.size = torch.tensor([float(n) for _, n in self.readers])[:, None]
-
-    def _reader(self, axis, size):
-        "The number of the (axis, size) pair: one floor and one fraction per point."
-        if (axis, size) not in self.readers: self.readers.append((axis, size))
-        return self.readers.index((axis, size))
 
     def table(self,
               planes, # [b,p,c,d,h,w]
-             ):       # [b*rows,c]: channel-last rows in a frame of zeros (one before, two after each axis)
-        "Planes over the same two axes are added: a lookup is linear in them."
+             ):       # [b*rows,c], channels last
+        "Fill the table."
         b, c = len(planes), planes.shape[2]
         table = planes.new_zeros(b, self.rows, c)
         for ((_, sizes), parts), start in zip(self.blocks.items(), self.starts):
@@ -144,6 +136,25 @@ class Taps:
             inner = table[:, start:start + math.prod(shape)].view(b, *shape, c)[:, *[slice(1, 1 + n) for n in sizes[::-1]]]
             inner.copy_((sum(views[1:], views[0])).movedim(1, -1))
         return table.view(-1, c)
+
+# %% ../../nbs/2_field/20_planes.ipynb #15bed376
+class Taps(_Rows):
+    "Which rows of the table a point reads, and with which weights: fixed by config and plane size."
+    @torch.inference_mode(False)
+    def __init__(self, cfg, d, h, w): # SamplerCfg, slices, height, width
+        super().__init__(cfg, d, h, w)
+        self.readers = list(dict.fromkeys(r for block in self.blocks for r in zip(*block)))   # (axis, size): one floor and one fraction a point each
+        index, weight = [], []
+        for block, start, strides in zip(self.blocks, self.starts, self.strides):
+            readers = [self.readers.index(r) for r in zip(*block)]
+            for corner in np.ndindex(*[2]*len(readers)):
+                index.append(dict(zip(readers, strides)) | {'one': start + int(np.dot(corner, strides))})
+                weight.append(_product(zip(readers, corner)))
+        self.monomials = sorted({t for terms in weight for t in terms}, key=lambda t: (len(t), t))
+        share = 1/len(cfg.axes) if cfg.reduce == 'mean' else 1.
+        self.to_index = torch.tensor([[float(e.get(k, 0)) for e in index] for k in [*range(len(self.readers)), 'one']])
+        self.to_weight = torch.tensor([[t.get(m, 0.) for t in weight] for m in self.monomials])*share
+        self.size = torch.tensor([float(n) for _, n in self.readers])[:, None]
 
     def __call__(self,
                  x, # [3,m] points in box coordinates, -1..1 inside; changed in place
@@ -162,7 +173,7 @@ class Taps:
 
 taps_for = lru_cache(maxsize=32)(Taps)
 
-# %% ../../nbs/2_field/20_planes.ipynb #fe54c568
+# %% ../../nbs/2_field/20_planes.ipynb #a180b288
 class _Bag(torch.autograd.Function):
     "sum_t weights[m,t] table[rows[m,t]], with a backward that sorts points by cell instead of scattering."
     @staticmethod
@@ -186,7 +197,7 @@ class _Bag(torch.autograd.Function):
                 out[shift:] += F.embedding_bag(point, g, start, mode='sum', per_sample_weights=wk)[:len(out) - shift]
         return out, None, None, None
 
-# %% ../../nbs/2_field/20_planes.ipynb #dcc77073
+# %% ../../nbs/2_field/20_planes.ipynb #daee7f05
 def sample_table(table,  # [b*rows,c] of taps.table
                  x,      # [3,b,m] points in box coordinates; changed in place
                  taps,   # Taps
@@ -198,7 +209,7 @@ def sample_table(table,  # [b*rows,c] of taps.table
     f = _Bag.apply(table, rows, weights, taps) if table.requires_grad else F.embedding_bag(rows, table, mode='sum', per_sample_weights=weights)
     return f.view(b, m, -1)
 
-# %% ../../nbs/2_field/20_planes.ipynb #ab9e9c58
+# %% ../../nbs/2_field/20_planes.ipynb #df7e1823
 class PlaneSampler:
     "Look up points in planes: `sampler(planes, x)`, or `look = sampler.on(planes)` for many lookups."
     def __init__(self, cfg=SamplerCfg()): self.cfg = cfg
@@ -231,12 +242,12 @@ class PlaneSampler:
         require(planes.shape[1] == len(self.cfg.axes), f'{planes.shape[1]} planes for {len(self.cfg.axes)} axes in the config')
         require(planes.shape[3] == self.cfg.depth, f'planes have {planes.shape[3]} depth slices; the config says {self.cfg.depth}')
 
-# %% ../../nbs/2_field/20_planes.ipynb #e0992021
+# %% ../../nbs/2_field/20_planes.ipynb #68996a6e
 COLOUR = {'sigmoid': lambda x: torch.sigmoid(x)*1.002 - 0.001,
           'none': lambda x: x,
           'lrelu': lambda x: F.leaky_relu(x, 0.2)*math.sqrt(2)}
 
-# %% ../../nbs/2_field/20_planes.ipynb #2e6def4b
+# %% ../../nbs/2_field/20_planes.ipynb #b14b39f0
 @dataclass(frozen=True)
 class DecoderCfg:
     "The small network from features to colour and density."
@@ -249,7 +260,7 @@ class DecoderCfg:
     def __post_init__(self):
         require(self.activation in COLOUR, f'activation is {self.activation!r}{suggest(self.activation, COLOUR)}')
 
-# %% ../../nbs/2_field/20_planes.ipynb #3bc6a319
+# %% ../../nbs/2_field/20_planes.ipynb #c700d202
 class _LogSigmoid(torch.autograd.Function):
     "log(sigmoid(x)) in two passes over memory, its gradient in one."
     @staticmethod
@@ -270,7 +281,7 @@ def log_sigmoid(x): # any shape; softplus(h) = -log_sigmoid(-h)
     quick = x.device.type == 'cpu' and x.dtype == torch.float32 and x.numel() and x.amin() > -80   # below, the sigmoid underflows
     return _LogSigmoid.apply(x) if quick else F.logsigmoid(x)
 
-# %% ../../nbs/2_field/20_planes.ipynb #e35fe0dc
+# %% ../../nbs/2_field/20_planes.ipynb #ee1eeb72
 class Decoder(nn.Module):
     "f [..., c] -> feat [..., C], sigma [..., 1] (raw: the renderer applies softplus)."
     def __init__(self, cfg=DecoderCfg()):
@@ -287,7 +298,7 @@ class Decoder(nn.Module):
         sigma, colour = F.linear(log_sigmoid(F.linear(f, -w0, -b0)), -w1, b1).split([1, self.cfg.out_dim], -1)
         return COLOUR[self.cfg.activation](colour), sigma
 
-# %% ../../nbs/2_field/20_planes.ipynb #d1a34429
+# %% ../../nbs/2_field/20_planes.ipynb #be393d2b
 class TwoStage:
     "Density for all points, colour only for the rows that are asked for (CPU, no gradients)."
     def __init__(self, planes, cfg, decoder): # [1,p,c,d,h,w], SamplerCfg, Decoder
@@ -314,7 +325,7 @@ class TwoStage:
         if self.activation == 'sigmoid': return o.sigmoid_().mul_(1.002).sub_(0.001)
         return COLOUR[self.activation](o)
 
-# %% ../../nbs/2_field/20_planes.ipynb #92e89c08
+# %% ../../nbs/2_field/20_planes.ipynb #b0e583d8
 class PlaneField:
     "A field made of planes: x -> (feat, sigma)."
     def __init__(self, planes, sampler, decoder):

@@ -6,8 +6,8 @@
 __all__ = ['ENGINES', 'hit_triangle', 'Mesh', 'cast', 'closest', 'offsets', 'borders', 'Hits', 'rasterise', 'vertex_normals',
            'correspondence']
 
-# %% ../../nbs/2_field/23_raster.ipynb #85e1a653
-import functools, math, os
+# %% ../../nbs/2_field/23_raster.ipynb #0198eca4
+import functools, os
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 import numpy as np
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from ..base.core import require, suggest
 
-# %% ../../nbs/2_field/23_raster.ipynb #486a2565
+# %% ../../nbs/2_field/23_raster.ipynb #e882145f
 def hit_triangle(origins, dirs, # [...,3] each
                  tri,           # [...,3,3] corners
                 ):              # bary [...,3], t [...]: differentiable in all three; inside where all bary >= 0
@@ -27,7 +27,7 @@ def hit_triangle(origins, dirs, # [...,3] each
     b1, b2 = (s*p).sum(-1)*inv, (dirs*q).sum(-1)*inv
     return torch.stack([1 - b1 - b2, b1, b2], -1), (e2*q).sum(-1)*inv
 
-# %% ../../nbs/2_field/23_raster.ipynb #23cdf185
+# %% ../../nbs/2_field/23_raster.ipynb #7f233170
 @contextmanager
 def _hushed():
     "Standard error of native code to nowhere."
@@ -50,22 +50,15 @@ def _stream(wp, device):
     "Warp's work goes where torch's goes."
     return wp.ScopedStream(wp.stream_from_torch(torch.cuda.current_stream(device))) if device.type == 'cuda' else nullcontext()
 
-# %% ../../nbs/2_field/23_raster.ipynb #007747d1
-_makers = []   # functions that make kernels when the first of them is needed
-
-def _maker(f): _makers.append(functools.cache(f)); return f
-
-@functools.cache
-def _kernel(name): return next(made[name] for maker in _makers if name in (made := maker()))
-
+# %% ../../nbs/2_field/23_raster.ipynb #23f6cd35
 def _launch(kernel, n, device, *args):
     "Run n threads of a kernel; tensors, or (tensor, Warp type), become Warp arrays without a copy."
     wp = _warp()
     args = [x if isinstance(x, tuple) else (x, None) for x in args]
     args = [wp.from_torch(x, dtype=t) if isinstance(x, torch.Tensor) else x for x, t in args]
-    with _stream(wp, device): wp.launch(_kernel(kernel), n, args, device=wp.device_from_torch(device))
+    with _stream(wp, device): wp.launch(kernel, n, args, device=wp.device_from_torch(device))
 
-# %% ../../nbs/2_field/23_raster.ipynb #e5e859fc
+# %% ../../nbs/2_field/23_raster.ipynb #63b02b28
 @functools.cache
 def _ray():
     "The ray through a place of a picture, as `camera.rays` makes it."
@@ -80,10 +73,10 @@ def _ray():
     return ray
 
 
-@_maker
-def _tree_kernels():
-    "The three queries."
-    wp, ray = _warp(), _ray()
+@functools.cache
+def _look():
+    "The first triangle along a ray: its number or -1, and (u, v, distance)."
+    wp = _warp()
 
     @wp.func
     def look(mesh: wp.uint64, o: wp.vec3, d: wp.vec3, cull: wp.bool):
@@ -98,12 +91,28 @@ def _tree_kernels():
         if r.result: face = r.face
         return face, wp.vec3(r.u, r.v, r.t + t0)
 
+    return look
+
+# %% ../../nbs/2_field/23_raster.ipynb #15875549
+@functools.cache
+def _cast():
+    "Kernel: rays that are given."
+    wp, look = _warp(), _look()
+
     @wp.kernel(module='unique')
     def cast(mesh: wp.uint64, o: wp.array(dtype=wp.vec3), d: wp.array(dtype=wp.vec3), cull: wp.bool, face: wp.array(dtype=wp.int32), uvt: wp.array(dtype=wp.vec3)):
         i = wp.tid()
         f, b = look(mesh, o[i], d[i], cull)
         face[i] = f
         uvt[i] = b
+
+    return cast
+
+
+@functools.cache
+def _shoot():
+    "Kernel: the rays through places `at` of pixels of pictures."
+    wp, look, ray = _warp(), _look(), _ray()
 
     @wp.kernel(module='unique')
     def shoot(mesh: wp.uint64, c: wp.array2d(dtype=wp.float32), pixel: wp.array(dtype=wp.int32), at: wp.array(dtype=wp.vec2), h: wp.int32, w: wp.int32, cull: wp.bool,
@@ -119,6 +128,14 @@ def _tree_kernels():
         face[i] = f
         uvt[i] = b
 
+    return shoot
+
+# %% ../../nbs/2_field/23_raster.ipynb #514c07e6
+@functools.cache
+def _near():
+    "Kernel: the nearest point of the surface."
+    wp = _warp()
+
     @wp.kernel(module='unique')
     def near(mesh: wp.uint64, x: wp.array(dtype=wp.vec3), reach: wp.float32, face: wp.array(dtype=wp.int32), uvt: wp.array(dtype=wp.vec3)):
         i = wp.tid()
@@ -128,9 +145,9 @@ def _tree_kernels():
             face[i] = r.face
             uvt[i] = wp.vec3(r.u, r.v, wp.length(wp.mesh_eval_position(mesh, r.face, r.u, r.v) - x[i]))
 
-    return dict(cast=cast, shoot=shoot, near=near)
+    return near
 
-# %% ../../nbs/2_field/23_raster.ipynb #66472938
+# %% ../../nbs/2_field/23_raster.ipynb #5c3e0755
 class Mesh:
     "Triangles that rays and points can ask."
     def __init__(self, faces,  # [f,3] integers
@@ -172,7 +189,7 @@ class Mesh:
         u, v, t = uvt.unbind(-1)
         return face.long(), torch.stack([u, v, 1 - u - v], -1), t
 
-# %% ../../nbs/2_field/23_raster.ipynb #f8b97b35
+# %% ../../nbs/2_field/23_raster.ipynb #abb7ff43
 def _points(x, name, device):
     "[r,3] float32, finite, on the device."
     require(x.ndim == 2 and x.shape[1] == 3, f'{name} are {list(x.shape)}; expected [r,3]')
@@ -186,16 +203,16 @@ def cast(mesh,          # Mesh
     "The first triangle along every ray."
     wp = _warp()
     require(len(origins) == len(dirs), f'{len(origins)} origins for {len(dirs)} directions')
-    return mesh._ask('cast', len(origins), (_points(origins, 'origins', mesh.device), wp.vec3), (_points(dirs, 'dirs', mesh.device), wp.vec3), cull)
+    return mesh._ask(_cast(), len(origins), (_points(origins, 'origins', mesh.device), wp.vec3), (_points(dirs, 'dirs', mesh.device), wp.vec3), cull)
 
 def closest(mesh,       # Mesh
             points,     # [r,3]
             reach=1e3,  # no answer beyond this distance
            ):           # face [r] (-1: none within reach), bary [r,3], distance [r]
     "The nearest point of the surface."
-    return mesh._ask('near', len(points), (_points(points, 'points', mesh.device), _warp().vec3), float(reach))
+    return mesh._ask(_near(), len(points), (_points(points, 'points', mesh.device), _warp().vec3), float(reach))
 
-# %% ../../nbs/2_field/23_raster.ipynb #adcdd649
+# %% ../../nbs/2_field/23_raster.ipynb #3c56d642
 def offsets(samples, # rays per pixel
            ):        # [samples,2] in 0..1
     "Where rays pierce a pixel: its centre, the rotated grid for four, otherwise a low-discrepancy sequence."
@@ -210,12 +227,12 @@ def borders(key, depth, # [n,h,w] integers, -1: nothing; [n,h,w]
     "Pixels whose neighbour is another thing."
     out = torch.zeros_like(key, dtype=torch.bool)
     for axis in (1, 2):
-        lo, hi = (lambda x: x.narrow(axis, 0, x.shape[axis] - 1)), (lambda x: x.narrow(axis, 1, x.shape[axis] - 1))
-        edge = (lo(key) != hi(key)) | ((lo(depth) - hi(depth)).abs() > step)
-        lo(out).logical_or_(edge); hi(out).logical_or_(edge)
+        (k0, d0, out0), (k1, d1, out1) = [[x.narrow(axis, i, x.shape[axis] - 1) for x in (key, depth, out)] for i in (0, 1)]
+        edge = (k0 != k1) | ((d0 - d1).abs() > step)
+        out0.logical_or_(edge); out1.logical_or_(edge)
     return out
 
-# %% ../../nbs/2_field/23_raster.ipynb #63332f52
+# %% ../../nbs/2_field/23_raster.ipynb #979f4a5a
 @dataclass
 class Hits:
     "Rays that hit, one row each, and where they belong."
@@ -259,20 +276,53 @@ class Hits:
         "Label at the centre of each pixel, uint8 [n,1,h,w]."
         return torch.where(self.centre >= 0, torch.as_tensor(labels).to(self.centre.device).long()[self.centre.clamp(min=0)], empty)[:, None].to(torch.uint8)
 
-# %% ../../nbs/2_field/23_raster.ipynb #2f519b3c
-@_maker
-def _scan_kernels():
-    "z-buffer over the sample places of the wanted pixels."
-    wp, ray = _warp(), _ray()
+# %% ../../nbs/2_field/23_raster.ipynb #0899851c
+@functools.cache
+def _seen():
+    "A point of the world in camera axes."
+    wp = _warp()
 
     @wp.func
-    def seen(c: wp.array2d(dtype=wp.float32), n: wp.int32, p: wp.vec3): # world -> camera axes
+    def seen(c: wp.array2d(dtype=wp.float32), n: wp.int32, p: wp.vec3):
         q = p - wp.vec3(c[n, 3], c[n, 7], c[n, 11])
         return wp.vec3(c[n, 0]*q[0] + c[n, 4]*q[1] + c[n, 8]*q[2], c[n, 1]*q[0] + c[n, 5]*q[1] + c[n, 9]*q[2], c[n, 2]*q[0] + c[n, 6]*q[1] + c[n, 10]*q[2])
+
+    return seen
+
+
+@functools.cache
+def _touched():
+    "The pixels x0..x1, y0..y1 that a triangle in camera axes may touch; all, if it reaches behind the camera."
+    wp = _warp()
 
     @wp.func
     def place(c: wp.array2d(dtype=wp.float32), n: wp.int32, p: wp.vec3): # camera axes -> picture, 0..1
         return wp.vec2((c[n, 16]*p[0] + c[n, 17]*p[1])/p[2] + c[n, 18], c[n, 20]*p[1]/p[2] + c[n, 21])
+
+    @wp.func
+    def touched(c: wp.array2d(dtype=wp.float32), n: wp.int32, a: wp.vec3, b: wp.vec3, d: wp.vec3, reach: wp.vec2, size: wp.int32):
+        lo = wp.vec2(0.0, 0.0)
+        hi = wp.vec2(1.0, 1.0)
+        if wp.min(a[2], wp.min(b[2], d[2])) > 1.0e-3:
+            u = place(c, n, a)
+            v = place(c, n, b)
+            w = place(c, n, d)
+            lo = wp.max(lo, wp.min(u, wp.min(v, w)))
+            hi = wp.min(hi, wp.max(u, wp.max(v, w)))
+        s = float(size)
+        x0 = wp.max(wp.int32(wp.ceil(lo[0]*s - reach[1] - 1.0e-3)), 0)
+        y0 = wp.max(wp.int32(wp.ceil(lo[1]*s - reach[1] - 1.0e-3)), 0)
+        x1 = wp.min(wp.int32(wp.floor(hi[0]*s - reach[0] + 1.0e-3)), size - 1)
+        y1 = wp.min(wp.int32(wp.floor(hi[1]*s - reach[0] + 1.0e-3)), size - 1)
+        return x0, y0, x1, y1
+
+    return touched
+
+# %% ../../nbs/2_field/23_raster.ipynb #b5a0e9a5
+@functools.cache
+def _scan():
+    "Kernel: z-buffer over the sample places of the wanted pixels."
+    wp, seen, touched = _warp(), _seen(), _touched()
 
     @wp.kernel(module='unique')
     def scan(points: wp.array(dtype=wp.vec3), index: wp.array(dtype=wp.int32), c: wp.array2d(dtype=wp.float32), at: wp.array(dtype=wp.vec2), reach: wp.vec2, slot: wp.array(dtype=wp.int32), size: wp.int32, cull: wp.bool, best: wp.array(dtype=wp.int64)):
@@ -286,26 +336,13 @@ def _scan_kernels():
         normal = wp.cross(b - a, d - a)
         top = wp.dot(normal, a)
         if (cull and top >= 0.0) or top == 0.0: return
-        lo = wp.vec2(0.0, 0.0)
-        hi = wp.vec2(1.0, 1.0)
-        if wp.min(a[2], wp.min(b[2], d[2])) > 1.0e-3:
-            u = place(c, n, a)
-            v = place(c, n, b)
-            w = place(c, n, d)
-            lo = wp.max(lo, wp.min(u, wp.min(v, w)))
-            hi = wp.min(hi, wp.max(u, wp.max(v, w)))
-        s = float(size)
-        x0 = wp.max(wp.int32(wp.ceil(lo[0]*s - reach[1] - 1.0e-3)), 0)
-        y = wp.max(wp.int32(wp.ceil(lo[1]*s - reach[1] - 1.0e-3)), 0)
-        x1 = wp.min(wp.int32(wp.floor(hi[0]*s - reach[0] + 1.0e-3)), size - 1)
-        y1 = wp.min(wp.int32(wp.floor(hi[1]*s - reach[0] + 1.0e-3)), size - 1)
-        if x0 > x1 or y > y1: return
+        x0, y0, x1, y1 = touched(c, n, a, b, d, reach, size)
         ab = wp.cross(a, b)
         bd = wp.cross(b, d)
         da = wp.cross(d, a)
-        while y <= y1:
-            x = x0
-            while x <= x1:
+        s = float(size)
+        for y in range(y0, y1 + 1):
+            for x in range(x0, x1 + 1):
                 k = slot[(n*size + y)*size + x]
                 if k >= 0:
                     for j in range(at.shape[0]):
@@ -318,8 +355,14 @@ def _scan_kernels():
                         if (e0 >= 0.0 and e1 >= 0.0 and e2 >= 0.0) or (e0 <= 0.0 and e1 <= 0.0 and e2 <= 0.0):
                             z = top/wp.dot(normal, r)
                             if z > 0.0: wp.atomic_min(best, k*at.shape[0] + j, (wp.int64(wp.cast(z, wp.int32)) << wp.int64(32)) | wp.int64(f))
-                x += 1
-            y += 1
+
+    return scan
+
+# %% ../../nbs/2_field/23_raster.ipynb #74bbc6f2
+@functools.cache
+def _settle():
+    "Kernel: each ray with its winner, as in `hit_triangle`."
+    wp, ray = _warp(), _ray()
 
     @wp.kernel(module='unique')
     def settle(points: wp.array(dtype=wp.vec3), index: wp.array(dtype=wp.int32), c: wp.array2d(dtype=wp.float32), at: wp.array(dtype=wp.vec2), pixel: wp.array(dtype=wp.int32), which: wp.array(dtype=wp.int32),
@@ -340,12 +383,12 @@ def _scan_kernels():
         v = wp.dot(d, q2)*inv
         uvt[i] = wp.vec3(1.0 - u - v, u, wp.dot(e2, q2)*inv)
 
-    return dict(scan=scan, settle=settle)
+    return settle
 
-# %% ../../nbs/2_field/23_raster.ipynb #bd70c780
+# %% ../../nbs/2_field/23_raster.ipynb #a822de53
 def _cast_pixels(mesh, c, size, pixel, at, cull):
     "By the tree: all views c of a mesh, pixels [p], places [k,2] -> face [p*k], bary, distance."
-    return mesh._ask('shoot', len(pixel)*len(at), c, pixel.int(), (at, _warp().vec2), size, size, cull)
+    return mesh._ask(_shoot(), len(pixel)*len(at), c, pixel.int(), (at, _warp().vec2), size, size, cull)
 
 def _scan_pixels(mesh, c, size, pixel, at, cull):
     "The same by the z-buffer."
@@ -355,11 +398,11 @@ def _scan_pixels(mesh, c, size, pixel, at, cull):
     best = torch.full((len(pixel)*k,), torch.iinfo(torch.int64).max, device=dev)
     args = (mesh.points, wp.vec3), mesh._index, c, (at, wp.vec2)
     reach = wp.vec2(.5, .5) if k == 1 else wp.vec2(0., 1.)                             # a triangle between the places touches no pixel
-    _launch('scan', len(c)*len(mesh.faces), dev, *args, reach, slot, size, cull, best)
+    _launch(_scan(), len(c)*len(mesh.faces), dev, *args, reach, slot, size, cull, best)
     row = (best != torch.iinfo(torch.int64).max).nonzero()[:, 0]
     hit = best[row] & 0xffffffff
     uvt = torch.empty(len(row), 3, device=dev)
-    _launch('settle', len(row), dev, *args, pixel.int()[row//k], (row % k).int(), hit.int(), size, (uvt, wp.vec3))
+    _launch(_settle(), len(row), dev, *args, pixel.int()[row//k], (row % k).int(), hit.int(), size, (uvt, wp.vec3))
     face, bary, t = torch.full_like(best, -1), torch.zeros(len(best), 3, device=dev), torch.zeros(len(best), device=dev)
     face[row], t[row] = hit, uvt[:, 2]
     bary[row] = torch.stack([uvt[:, 0], uvt[:, 1], 1 - uvt[:, 0] - uvt[:, 1]], -1)
@@ -367,7 +410,7 @@ def _scan_pixels(mesh, c, size, pixel, at, cull):
 
 ENGINES = dict(scan=_scan_pixels, cast=_cast_pixels)
 
-# %% ../../nbs/2_field/23_raster.ipynb #2c821206
+# %% ../../nbs/2_field/23_raster.ipynb #4fdfe338
 def rasterise(vertices,    # [b,v,3]; with gradients: barycentrics and depth carry them too
               faces,       # [f,3], or a Mesh to be reused
               c,           # [n,25], n a multiple of b: the first n/b pictures show the first mesh, and so on
@@ -408,7 +451,7 @@ def _rasterise_one(mesh, c, size, samples, label, everywhere, cull, look):
     weight = torch.cat([torch.ones(len(one), device=mesh.device), torch.full((len(two),), 1/samples, device=mesh.device)])
     return torch.cat([face[one], f2[two]]), torch.cat([bary[one], b2[two]]), torch.cat([depth[one], d2[two]]), torch.cat([one, pixel[two//samples]]), weight, centre
 
-# %% ../../nbs/2_field/23_raster.ipynb #456d43c2
+# %% ../../nbs/2_field/23_raster.ipynb #503d61c8
 def _with_gradients(hits, vertices, c):
     "Barycentrics and depth as functions of the vertices; the rays of the hits are recovered from their points."
     corner = hits.faces[hits.face] + (hits.owner[hits.view]*vertices.shape[1])[:, None]
@@ -418,7 +461,7 @@ def _with_gradients(hits, vertices, c):
     bary, depth = hit_triangle(origin, dirs, tri)
     return replace(hits, bary=bary, depth=depth)
 
-# %% ../../nbs/2_field/23_raster.ipynb #c181a0a4
+# %% ../../nbs/2_field/23_raster.ipynb #e2e07da8
 def vertex_normals(vertices, # [b,v,3]
                    faces,    # [f,3]
                   ):         # [b,v,3] of length one

@@ -7,7 +7,7 @@ __all__ = ['OFFICIAL', 'DROPPED', 'SR_CLASSES', 'RENDER_IGNORED', 'D_CLASSES', '
            'difference', 'open_generator', 'official_name', 'official_to_ours', 'ours_to_official',
            'released_generator_cfg', 'released_discriminator_cfg']
 
-# %% ../../nbs/3_gan/36_checkpoint.ipynb #8d1bfb51
+# %% ../../nbs/3_gan/36_checkpoint.ipynb #3ac6a056
 import errno, hashlib, importlib, json, os, re
 from dataclasses import dataclass, field, is_dataclass, replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from ..field.planes import DecoderCfg, SamplerCfg
 from ..field.render import RenderCfg
 from .generator import Generator, GeneratorCfg
 
-# %% ../../nbs/3_gan/36_checkpoint.ipynb #d6ff7227
+# %% ../../nbs/3_gan/36_checkpoint.ipynb #4366c6f4
 def fingerprint(tensors, # dict name -> tensor
                ) -> str: # 64 hexadecimal digits
     "SHA-256 over names, shapes and bytes."
@@ -32,7 +32,7 @@ def fingerprint(tensors, # dict name -> tensor
         h.update(t.reshape(-1).view(torch.uint8).numpy())
     return h.hexdigest()
 
-# %% ../../nbs/3_gan/36_checkpoint.ipynb #0d74d63d
+# %% ../../nbs/3_gan/36_checkpoint.ipynb #d85c0c5b
 @dataclass
 class Package(ModelHubMixin):
     "Models with their config: what a checkpoint file holds."
@@ -59,7 +59,7 @@ class Package(ModelHubMixin):
                                    local_files_only=local_files_only, token=token)
         return load(here)
 
-# %% ../../nbs/3_gan/36_checkpoint.ipynb #39c42eef
+# %% ../../nbs/3_gan/36_checkpoint.ipynb #28e54dec
 def fill(module,         # nn.Module
          state,          # dict key -> tensor, any float dtype
          where='state',  # how messages name `state`
@@ -74,7 +74,7 @@ def fill(module,         # nn.Module
     module.load_state_dict({k: v.to(own[k].dtype) for k, v in state.items()})
     return module
 
-# %% ../../nbs/3_gan/36_checkpoint.ipynb #f17cf7ea
+# %% ../../nbs/3_gan/36_checkpoint.ipynb #51504766
 def save(path,                # ends in .safetensors
          models,              # dict name -> nn.Module or state dict
          cfg,                 # a dataclass of this library
@@ -103,7 +103,7 @@ def _write(flat, tmp, about):
         code = re.search(r'os error (\d+)', str(e))
         raise OSError(int(code[1]) if code else errno.EIO, os.strerror(int(code[1])) if code else str(e)) from e
 
-# %% ../../nbs/3_gan/36_checkpoint.ipynb #d3f59bbe
+# %% ../../nbs/3_gan/36_checkpoint.ipynb #26e091d8
 def load(path,      # a .safetensors file
          cfg=None,  # the config that is expected; None: any
         ):          # Package of state dicts, float32
@@ -145,7 +145,7 @@ def difference(a, b, at=''): # two nested dicts: expected, found
         if x != y: return difference(x, y, here) if isinstance(x, dict) and isinstance(y, dict) else f'{here} is {y!r}, expected {x!r}'
     return ''
 
-# %% ../../nbs/3_gan/36_checkpoint.ipynb #b95cda10
+# %% ../../nbs/3_gan/36_checkpoint.ipynb #1c4696b0
 def open_generator(name,             # name of a shipped model, or path of a .safetensors file
                    build=Generator,  # config of the generator -> module
                   ):                 # (generator in evaluation mode, meta)
@@ -154,10 +154,11 @@ def open_generator(name,             # name of a shipped model, or path of a .sa
     cfg = package.cfg if isinstance(package.cfg, GeneratorCfg) else package.cfg.G
     return package.into('G_ema', build(cfg)).eval().requires_grad_(False), package.meta
 
-# %% ../../nbs/3_gan/36_checkpoint.ipynb #1c52419f
-OFFICIAL = {'eg3d': {'G': [('backbone.synthesis.', 'planes.'), ('backbone.mapping.', 'mapping.'), ('superresolution.', 'superres.'),
-                           ('decoder.net.0.', 'decoder.fc0.'), ('decoder.net.2.', 'decoder.fc1.')],
-                     'D': []}}       # (prefix in the release, prefix here)
+# %% ../../nbs/3_gan/36_checkpoint.ipynb #d190175b
+_EG3D = [('backbone.synthesis.', 'planes.'), ('backbone.mapping.', 'mapping.'), ('superresolution.', 'superres.'),
+         ('decoder.net.0.', 'decoder.fc0.'), ('decoder.net.2.', 'decoder.fc1.')]
+OFFICIAL = {'eg3d': {'G': _EG3D, 'D': []},       # (prefix in the release, prefix here)
+            'panohead': {'G': [*_EG3D, ('bcg_synthesis.', 'backdrop.'), ('t_mapping.', 'residual.')], 'D': []}}
 DROPPED = re.compile(r'(^|\.)resample_filter$|^dataset_label_std$')  # constants, and a buffer that inference never reads
 
 
@@ -187,12 +188,12 @@ def ours_to_official(state, family='eg3d', who='G'): # our state dict -> release
         out[theirs] = v
     return out
 
-# %% ../../nbs/3_gan/36_checkpoint.ipynb #40cb896e
+# %% ../../nbs/3_gan/36_checkpoint.ipynb #890e4046
 SR_CLASSES = {'SuperresolutionHybrid8XDC': '8XDC', 'SuperresolutionHybrid8X': '8X', 'SuperresolutionHybrid4X': '4X',
               'SuperresolutionHybrid2X': '2X', 'SuperresolutionHybridDeepfp32': 'deepfp32'}
 RENDER_IGNORED = {'image_resolution', 'gpc_reg_prob', 'density_reg', 'density_reg_p_dist', 'reg_type', 'avg_camera_radius', 'avg_camera_pivot'}
 
-# %% ../../nbs/3_gan/36_checkpoint.ipynb #d879213c
+# %% ../../nbs/3_gan/36_checkpoint.ipynb #d0340ec7
 class _Options:
     "A released dictionary of options, read once each; what is left over is an error."
     def __init__(self, d, where): self.left, self.where = dict(d), where
@@ -205,7 +206,7 @@ class _Options:
         rest = sorted(set(self.left) - set(ignored))
         require(not rest, f'{self.where} has an option that is not known here: {", ".join(map(repr, rest))}')
 
-# %% ../../nbs/3_gan/36_checkpoint.ipynb #85bf7da7
+# %% ../../nbs/3_gan/36_checkpoint.ipynb #16eb783e
 def released_generator_cfg(kwargs,        # constructor arguments of a released EG3D generator, by their names
                            raw_size=64,   # attribute neural_rendering_resolution
                            options=None,  # attribute rendering_kwargs, where it differs from the constructor's
@@ -242,8 +243,9 @@ def released_generator_cfg(kwargs,        # constructor arguments of a released 
     require(channels == 3 and side == grown, f'constructor: {side}x{side} image with {channels} channels; {name} makes {grown} with 3')
     return cfg
 
-# %% ../../nbs/3_gan/36_checkpoint.ipynb #a7810bcc
-D_CLASSES = {'DualDiscriminator': ('image', 'raw'), 'DummyDualDiscriminator': ('image', 'raw'), 'SingleDiscriminator': ('image',)}
+# %% ../../nbs/3_gan/36_checkpoint.ipynb #aae64d09
+D_CLASSES = {'DualDiscriminator': ('image', 'raw'), 'DummyDualDiscriminator': ('image', 'raw'), 'SingleDiscriminator': ('image',),
+             'MaskDualDiscriminatorV2': ('image', 'raw', 'mask'), 'MaskDualDiscriminator': ('image', 'raw')}   # PanoHead's; the last has blocks for the mask
 
 
 def released_discriminator_cfg(kwargs): # constructor arguments of a released discriminator, with class_name
@@ -253,10 +255,11 @@ def released_discriminator_cfg(kwargs): # constructor arguments of a released di
     require(name in D_CLASSES, f'discriminator class {name!r} is not known{suggest(name, D_CLASSES)}')
     block, m, e = (_Options(k(n, {}), n) for n in ('block_kwargs', 'mapping_kwargs', 'epilogue_kwargs'))
     block('freeze_layers', 0), k('img_channels', 3), k('sr_upsample_factor', None), k('fused_modconv_default', None)
-    half = k('num_fp16_res', 4)
+    side, seen, half = k('seg_resolution', None), k('seg_channels', 1), k('num_fp16_res', 4)
+    require(seen == 1, f'constructor_D: a mask of {seen} channels; only 1 exists')
     cfg = DiscriminatorCfg(resolution=k('img_resolution'), keys=D_CLASSES[name], c_dim=k('c_dim'), channel_base=k('channel_base', 32768),
         channel_max=k('channel_max', 512), clamp=k('conv_clamp', 256), cmap_dim=k('cmap_dim', None), map_layers=m('num_layers', 8),
         mbstd_group=e('mbstd_group_size', 4), mbstd_features=e('mbstd_num_channels', 1), c_noise=k('disc_c_noise', 0),
-        half='float16' if half else 'none', half_blocks=half)
+        half='float16' if half else 'none', half_blocks=half, mask_side=side if name == 'MaskDualDiscriminator' else None)
     for o in (k, block, m, e): o.done()
     return cfg

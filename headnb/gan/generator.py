@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GeneratorCfg', 'Generator']
 
-# %% ../../nbs/3_gan/30_generator.ipynb #e7301695
+# %% ../../nbs/3_gan/30_generator.ipynb #1770ba69
 from dataclasses import dataclass
 from torch import nn
 from fastcore.basics import patch
@@ -17,7 +17,7 @@ from ..nets.superres import SuperRes, SuperResCfg
 from ..field.planes import Decoder, DecoderCfg, PlaneSampler, SamplerCfg, make_field, planes_from_image
 from ..field.render import RenderCfg, render
 
-# %% ../../nbs/3_gan/30_generator.ipynb #3a00a654
+# %% ../../nbs/3_gan/30_generator.ipynb #e783ca3d
 @dataclass(frozen=True)
 class GeneratorCfg:
     "One component, one config; the defaults are the released ffhq512-128."
@@ -42,7 +42,7 @@ class GeneratorCfg:
             require(self.superres.channels == d.out_dim, f'superres.channels is {self.superres.channels}; the decoder makes {d.out_dim}')
             require(self.superres.w_dim == m.w_dim, f'superres.w_dim is {self.superres.w_dim}, mapping.w_dim {m.w_dim}')
 
-# %% ../../nbs/3_gan/30_generator.ipynb #4db2f627
+# %% ../../nbs/3_gan/30_generator.ipynb #f3fbd741
 class Generator(nn.Module):
     "The skeleton, and EG3D as it stands; other papers replace single methods."
     def __init__(self, cfg=GeneratorCfg()):
@@ -52,7 +52,7 @@ class Generator(nn.Module):
         self.decoder, self.superres = Decoder(cfg.decoder), SuperRes(cfg.superres)
         self.sampler = PlaneSampler(cfg.sampler)
 
-# %% ../../nbs/3_gan/30_generator.ipynb #dc6fc1a6
+# %% ../../nbs/3_gan/30_generator.ipynb #c46030cb
 @patch
 def map(self: Generator,
         z,           # [b,z_dim]
@@ -63,7 +63,7 @@ def map(self: Generator,
     "Style codes."
     return self.mapping(z, c_cond, psi, cutoff)
 
-# %% ../../nbs/3_gan/30_generator.ipynb #4e787cd2
+# %% ../../nbs/3_gan/30_generator.ipynb #4fae0243
 @patch
 def make_planes(self: Generator,
                 ws,              # [b,num_ws,w_dim]
@@ -75,7 +75,7 @@ def make_planes(self: Generator,
     s = self.cfg.sampler
     return planes_from_image(self.planes(ws, noise=noise, generator=generator), len(s.axes), s.depth)
 
-# %% ../../nbs/3_gan/30_generator.ipynb #6ae43c54
+# %% ../../nbs/3_gan/30_generator.ipynb #c110c4ba
 @patch
 def field(self: Generator,
           planes,      # [b,p,c,d,h,w]
@@ -92,7 +92,16 @@ def query(self: Generator,
     "The field at points: what meshes and density terms ask for."
     with full_precision(x): return self.field(planes, drive)(x)
 
-# %% ../../nbs/3_gan/30_generator.ipynb #da747317
+# %% ../../nbs/3_gan/30_generator.ipynb #c886bd73
+@patch
+def camera(self: Generator,
+           z, c,                # [b,z_dim], [b,25]
+           psi=1., cutoff=None, # truncation, as for `map`
+          ):                    # [b,25] the camera that renders
+    "The label itself in EG3D."
+    return c
+
+# %% ../../nbs/3_gan/30_generator.ipynb #d64d6d8e
 @patch
 def volume(self: Generator,
            planes, c,            # [b,p,c,d,h,w], [b,25]
@@ -103,7 +112,7 @@ def volume(self: Generator,
     with full_precision(c): out = render(self.field(planes, drive), *rays(c, r), self.cfg.render, **kw)
     return [x.transpose(1, 2).unflatten(2, (r, r)) for x in out]
 
-# %% ../../nbs/3_gan/30_generator.ipynb #f2ac0eb7
+# %% ../../nbs/3_gan/30_generator.ipynb #e17bde2f
 @patch
 def background(self: Generator, feat, mask, ws, noise='random', generator=None):
     "What stands behind the head: nothing in EG3D. feat [b,C,r,r], mask [b,1,r,r] -> feat."
@@ -115,7 +124,7 @@ def to_raw(self: Generator, feat, ws):
     "feature image [b,C,r,r] -> raw image [b,3,r,r]."
     return feat[:, :3]
 
-# %% ../../nbs/3_gan/30_generator.ipynb #de303302
+# %% ../../nbs/3_gan/30_generator.ipynb #742a6625
 @patch
 def synthesize(self: Generator,
                ws, c,               # [b,num_ws,w_dim], [b,25] rendering cameras
@@ -124,12 +133,14 @@ def synthesize(self: Generator,
                deterministic=False, # exactly repeatable rendering
                planes=None,         # planes made before, instead of those of ws
                generator=None,      # torch.Generator of all random numbers
-               drive=None, **kw):   # kw: memory, density_noise, path of `render`
+               drive=None,          # shape, expression, ...
+               ws_bcg=None,         # style codes of the background; None: ws
+               **kw):               # memory, density_noise, path of `render`
     "ws, c -> dict(image [b,3,R,R], raw [b,3,r,r], depth, mask [b,1,r,r])."
     kn = dict(noise=noise, generator=generator)
     if planes is None: planes = self.make_planes(ws, drive, **kn)
     feat, depth, mask = self.volume(planes, c, raw_size, drive, deterministic=deterministic, generator=generator, **kw)
-    feat = self.background(feat, mask, ws, **kn)
+    feat = self.background(feat, mask, ws if ws_bcg is None else ws_bcg, **kn)
     image, raw = self.superres(self.to_raw(feat, ws), feat, ws, generator=generator)
     return dict(image=image, raw=raw, depth=depth, mask=mask)
 
@@ -144,4 +155,4 @@ def forward(self: Generator,
     require(z.ndim == 2 and z.shape[1] == want and bool(z.isfinite().all()), f'z must be [b,{want}] finite numbers; it is {list(z.shape)}')
     c = check_label(c).to(z.device)
     require(len(c) == len(z), f'{len(z)} latents for {len(c)} cameras')
-    return self.synthesize(self.map(z, c if c_cond is None else c_cond, psi, cutoff), c, **kw)
+    return self.synthesize(self.map(z, c if c_cond is None else c_cond, psi, cutoff), self.camera(z, c, psi, cutoff), **kw)

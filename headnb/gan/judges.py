@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['IDENTITY', 'ACCESSORIES', 'FACE_ANGLE', 'TERMS', 'MIRROR68', 'person', 'camera_to_head', 'axis_rotation', 'angles',
-           'judge_record', 'judge_camera', 'render_people', 'read_judge_set', 'JudgeCfg', 'Residual', 'JudgeNet',
-           'soft_argmax', 'orthonormal', 'identity_loss', 'judge_losses', 'mirrored', 'moved', 'worsen', 'FitCfg',
-           'fit', 'twins', 'train_step', 'auc', 'pair_auc', 'intersection_over_union', 'rotation_angle', 'measure',
+           'view_direction', 'sees_face', 'judge_record', 'judge_camera', 'render_people', 'read_judge_set',
+           'soft_argmax', 'orthonormal', 'JudgeCfg', 'Residual', 'stage_features', 'JudgeNet', 'identity_loss',
+           'judge_losses', 'mirrored', 'moved', 'worsen', 'twins', 'code_scale', 'train_step', 'FitCfg', 'fit', 'auc',
+           'pair_auc', 'intersection_over_union', 'mean_correlation', 'rotation_angle', 'measure',
            'standardise_features', 'save_judge', 'FeatureNet', 'Judges', 'load_judges', 'check_on_samples']
 
-# %% ../../nbs/3_gan/33_judges.ipynb #587afad4
+# %% ../../nbs/3_gan/33_judges.ipynb #0e710921
 import copy, json, math, random
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,12 +19,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..base.camera import orbit
+from ..base.camera import orbit, yaw_pitch
 from ..base.core import asset_path, from_dict, progress, require, sha256_of, suggest, to_dict, write_atomic
 from ..field.hair import STYLES
 from ..field.heads import SEG, render_heads, sample_head
 
-# %% ../../nbs/3_gan/33_judges.ipynb #e9788720
+# %% ../../nbs/3_gan/33_judges.ipynb #5d3600a5
 IDENTITY = 'shape tone freckles blotch age lip lip_strength brow iris'.split()   # what stays when a person is seen again
 ACCESSORIES = ('none', 'glasses', 'hat', 'glasses and hat')
 
@@ -35,7 +36,7 @@ def person(identity: int, variant: int):  # any integers; -> HeadParams
     white = dict(background='white') if r.random() < .15 else {}
     return replace(day, **{k: getattr(me, k) for k in IDENTITY}, **white)
 
-# %% ../../nbs/3_gan/33_judges.ipynb #f90e51ec
+# %% ../../nbs/3_gan/33_judges.ipynb #35224d70
 FACE_ANGLE = 75.   # degrees from the front up to which a face counts as visible
 
 
@@ -60,7 +61,18 @@ def angles(rotation,   # [n,3,3] camera to head
     r = rotation.float()
     return torch.atan2(-r[:, 0, 2], -r[:, 2, 2]), (-r[:, 1, 2]).clamp(-1, 1).asin(), torch.atan2(r[:, 1, 0], -r[:, 1, 1])
 
-# %% ../../nbs/3_gan/33_judges.ipynb #14a581c7
+
+def view_direction(yaw, pitch):  # radians, [n] each
+    "Unit vector from the head to the camera, [n,3]."
+    return torch.stack([yaw.sin()*pitch.cos(), pitch.sin(), yaw.cos()*pitch.cos()], -1)
+
+
+def sees_face(rotation,  # [n,3,3] camera to head
+             ):          # [n] bool
+    "Is the camera in front of the face?"
+    return view_direction(*angles(rotation)[:2])[:, 2] > math.cos(math.radians(FACE_ANGLE))
+
+# %% ../../nbs/3_gan/33_judges.ipynb #d860b603
 def judge_record(truth: dict,   # of rendered heads, as `render_heads` returns it
                  identity,      # [n] integers
                  size: int = 64,
@@ -70,13 +82,12 @@ def judge_record(truth: dict,   # of rendered heads, as `render_heads` returns i
     if image.shape[-1] != size: image = F.interpolate(image, size=(size, size), mode='bilinear', antialias=True, align_corners=False)
     onehot = F.one_hot(truth['seg'][:, 0].long(), len(SEG)).permute(0, 3, 1, 2).float()
     rotation = camera_to_head(truth['c'], axis_rotation(truth['pose'][:, 1]))
-    yaw, pitch, _ = angles(rotation)
     return dict(image=(image*127.5+128).clamp(0, 255).to(torch.uint8), seg=F.adaptive_avg_pool2d(onehot, size//2).argmax(1).to(torch.uint8),
-                landmarks=truth['landmarks'].half(), rotation=rotation.half(), front=torch.rad2deg((yaw.cos()*pitch.cos()).clamp(-1, 1).acos()) < FACE_ANGLE,
+                landmarks=truth['landmarks'].half(), rotation=rotation.half(), front=sees_face(rotation),
                 shape=truth['shape'].half(), expression=truth['expression'].half(), style=truth['hair'].to(torch.uint8),
                 accessory=((truth['glasses'] > 0)+2*(truth['hat'] > 0)).to(torch.uint8), identity=torch.as_tensor(identity, dtype=torch.int32))
 
-
+# %% ../../nbs/3_gan/33_judges.ipynb #fc51044c
 def judge_camera(r,               # random.Random
                  frontal: bool,   # within 70 degrees of the front; else from anywhere
                 ):                # [1,25]
@@ -111,7 +122,23 @@ def read_judge_set(folder,) -> dict:  # folder of `*.safetensors` shards
     rows = [load_file(s) for s in shards]
     return {k: torch.cat([r[k] for r in rows]) for k in rows[0]}
 
-# %% ../../nbs/3_gan/33_judges.ipynb #84a16ade
+# %% ../../nbs/3_gan/33_judges.ipynb #3b8041cf
+def soft_argmax(maps,):  # [n,k,h,w] -> [n,k,2]: x, y in 0..1 of the image
+    "Centre of mass of the softmax of each map."
+    n, k, h, w = maps.shape
+    p = maps.float().flatten(2).softmax(-1).view(n, k, h, w)
+    x, y = [(torch.arange(s, device=maps.device)+.5)/s for s in (w, h)]
+    return torch.stack([(p.sum(2)*x).sum(-1), (p.sum(3)*y).sum(-1)], -1)
+
+
+def orthonormal(six,):  # [n,6] -> rotation [n,3,3], columns from Gram-Schmidt
+    "A rotation from two vectors."
+    a, b = six.float().split(3, 1)
+    a = F.normalize(a, dim=1)
+    b = F.normalize(b-(a*b).sum(1, keepdim=True)*a, dim=1)
+    return torch.stack([a, b, torch.linalg.cross(a, b)], -1)
+
+# %% ../../nbs/3_gan/33_judges.ipynb #1a07ad44
 @dataclass(frozen=True)
 class JudgeCfg:
     "What a judge looks for; names travel with the weights."
@@ -139,6 +166,12 @@ class Residual(nn.Module):
     def forward(self, x): return F.relu(x+self.body(x))
 
 
+def stage_features(stages): # three maps [n,c,h,w] -> [n,k]
+    "Means of all stages, mean detail of the first two."
+    detail = [(s-F.avg_pool2d(s, 3, 1, 1)).abs() for s in stages[:2]]
+    return torch.cat([s.mean((2, 3)) for s in (*stages, *detail)], 1)
+
+# %% ../../nbs/3_gan/33_judges.ipynb #9e711e50
 class JudgeNet(nn.Module):
     "One backbone, all heads."
     def __init__(self, cfg: JudgeCfg):
@@ -168,11 +201,7 @@ class JudgeNet(nn.Module):
         return [s1, s2, self.stage3(s2)]
 
     def features(self, images):  # -> [n, num_features]
-        return self._pool(self.stages(images))
-
-    def _pool(self, stages):
-        detail = [(s-F.avg_pool2d(s, 3, 1, 1)).abs() for s in stages[:2]]
-        return (torch.cat([s.mean((2, 3)) for s in (*stages, *detail)], 1)-self.feature_mean)/self.feature_std
+        return (stage_features(self.stages(images))-self.feature_mean)/self.feature_std
 
     def forward(self, images):  # -> dict: see `Judges` for what each is
         stages = self.stages(images)
@@ -180,26 +209,10 @@ class JudgeNet(nn.Module):
         half = F.interpolate(small, scale_factor=2)+middle
         seg = self.maps(F.interpolate(half, scale_factor=2)+top)
         flat = F.dropout(self.squeeze(stages[2]).flatten(1), .25, self.training)
-        vectors = dict(zip(self.sizes, self.vector(F.relu(self.hidden(flat))).split(list(self.sizes.values()), 1)))
-        return dict(features=self._pool(stages), identity=F.normalize(self.identity(flat), dim=1), parts=seg, landmarks=soft_argmax(self.spots(half)), **{**vectors, 'rotation': orthonormal(vectors['rotation']), 'front': vectors['front'][:, 0]})
+        v = dict(zip(self.sizes, self.vector(F.relu(self.hidden(flat))).split(list(self.sizes.values()), 1)))
+        return v | dict(identity=F.normalize(self.identity(flat), dim=1), parts=seg, landmarks=soft_argmax(self.spots(half)), rotation=orthonormal(v['rotation']), front=v['front'][:, 0])
 
-# %% ../../nbs/3_gan/33_judges.ipynb #74356f86
-def soft_argmax(maps,):  # [n,k,h,w] -> [n,k,2]: x, y in 0..1 of the image
-    "Centre of mass of the softmax of each map."
-    n, k, h, w = maps.shape
-    p = maps.float().flatten(2).softmax(-1).view(n, k, h, w)
-    x, y = [(torch.arange(s, device=maps.device)+.5)/s for s in (w, h)]
-    return torch.stack([(p.sum(2)*x).sum(-1), (p.sum(3)*y).sum(-1)], -1)
-
-
-def orthonormal(six,):  # [n,6] -> rotation [n,3,3], columns from Gram-Schmidt
-    "A rotation from two vectors."
-    a, b = six.float().split(3, 1)
-    a = F.normalize(a, dim=1)
-    b = F.normalize(b-(a*b).sum(1, keepdim=True)*a, dim=1)
-    return torch.stack([a, b, torch.linalg.cross(a, b)], -1)
-
-# %% ../../nbs/3_gan/33_judges.ipynb #6c4b0aa0
+# %% ../../nbs/3_gan/33_judges.ipynb #5d4fd7d5
 TERMS = dict(identity=.5, parts=2., landmarks=1., rotation=2., shape=3., expression=5., style=.5, accessory=.3, front=.3)  # weights
 
 
@@ -229,7 +242,7 @@ def judge_losses(out: dict,     # of a JudgeNet
                 shape=shown(code('shape'), straight), expression=shown(code('expression'), straight), style=F.cross_entropy(out['style'], rec['style'].long()),
                 accessory=F.cross_entropy(out['accessory'], rec['accessory'].long()), front=F.binary_cross_entropy_with_logits(out['front'], front))
 
-# %% ../../nbs/3_gan/33_judges.ipynb #c6cc4f07
+# %% ../../nbs/3_gan/33_judges.ipynb #d92fcdf2
 _PAIRS = [(i, 16-i) for i in range(17)] + [(17+i, 26-i) for i in range(10)] + [(i, i) for i in range(27, 31)] + [(31+i, 35-i) for i in range(5)]
 _PAIRS += [(36, 45), (37, 44), (38, 43), (39, 42), (40, 47), (41, 46), (42, 39), (43, 38), (44, 37), (45, 36), (46, 41), (47, 40)]
 _PAIRS += [(48+i, 54-i) for i in range(7)] + [(55+i, 59-i) for i in range(5)] + [(60+i, 64-i) for i in range(5)] + [(65+i, 67-i) for i in range(3)]
@@ -254,7 +267,7 @@ def moved(rec: dict,    # judge record
         return x.gather(-2, at[1].view(-1, *[1]*(x.ndim-3), x.shape[-2], 1).expand_as(x))
     return rec | dict(image=shift(rec['image'], 2), seg=shift(rec['seg'], 1), landmarks=rec['landmarks'].float()+by[:, None]*2/rec['image'].shape[-1], straight=torch.arange(len(by)) >= n)
 
-# %% ../../nbs/3_gan/33_judges.ipynb #546c81d1
+# %% ../../nbs/3_gan/33_judges.ipynb #f4abe906
 def worsen(x,           # images [n,3,h,w] in -1..1
            generator=None):
     "Random light and colour; some images at half size, some noisy."
@@ -265,7 +278,39 @@ def worsen(x,           # images [n,3,h,w] in -1..1
     noise = torch.randn(y.shape, generator=generator)*u(0, .15)
     return torch.where(u(0, 1) < .3, y+noise, y).clamp(-1, 1)
 
-# %% ../../nbs/3_gan/33_judges.ipynb #149b1ce6
+# %% ../../nbs/3_gan/33_judges.ipynb #84ca7461
+def twins(net, n: int,):  # how many
+    "Copies of a network that share its parameters and buffers, but not its gradients."
+    copies = [copy.deepcopy(net) for _ in range(n)]
+    for twin in copies:
+        for mine, yours in zip([*net.parameters(), *net.buffers()], [*twin.parameters(), *twin.buffers()]): yours.data = mine.data
+    return copies
+
+
+def code_scale(data: dict):  # judge record -> (mean, spread), each {'shape': [s], 'expression': [e]}
+    "By which the codes are standardised."
+    codes = {k: data[k].float() for k in ('shape', 'expression')}
+    return {k: v.mean(0) for k, v in codes.items()}, {k: v.std(0).clamp(min=1e-3) for k, v in codes.items()}
+
+
+def train_step(net, nets, proxies, opt, batches, mean, std, lr, generators, rare=None):
+    "One step; each of `nets` (twins of `net`) works on a batch of its own, at the same time. Returns the terms of the first."
+    from concurrent.futures import ThreadPoolExecutor
+    def work(twin, rec, g):
+        rec = moved(rec, g)
+        terms = judge_losses(twin(worsen(rec['image'].float()/127.5-1, g)), rec, proxies, mean, std, rare)
+        twin.zero_grad()
+        (sum(TERMS[k]*v for k, v in terms.items())/len(nets)).backward()
+        return {k: v.detach() for k, v in terms.items()}
+    opt.zero_grad()
+    with ThreadPoolExecutor(len(nets)) as pool: terms = list(pool.map(work, nets, batches, generators))
+    for p, *others in zip(net.parameters(), *[t.parameters() for t in nets]): p.grad = sum(q.grad for q in others)
+    for group in opt.param_groups: group['lr'] = lr
+    nn.utils.clip_grad_norm_(net.parameters(), 5.)
+    opt.step()
+    return terms[0]
+
+# %% ../../nbs/3_gan/33_judges.ipynb #a108b18e
 @dataclass(frozen=True)
 class FitCfg:
     "How a judge is trained."
@@ -290,7 +335,7 @@ def _resume(path, net, opt, proxies, people, g):
     opt.load_state_dict(old['opt'])
     return old['spent'], old['seen']
 
-
+# %% ../../nbs/3_gan/33_judges.ipynb #58dd3f18
 def fit(net: JudgeNet, data: dict,   # a judge record
         folder,                      # the checkpoint lives here; an unfinished run there goes on, also with more data
         cfg: FitCfg = FitCfg(),
@@ -301,15 +346,13 @@ def fit(net: JudgeNet, data: dict,   # a judge record
     import time
     path, g = Path(folder)/'judge.pt', torch.Generator().manual_seed(cfg.seed)
     people, which = data['identity'].unique(return_inverse=True)
-    data = {**data, 'identity': which}
-    mean, std = [{k: getattr(data[k].float(), f)(0).clamp(min=-math.inf if f == 'mean' else 1e-3) for k in ('shape', 'expression')} for f in ('mean', 'std')]
+    data, (mean, std) = {**data, 'identity': which}, code_scale(data)
     rare = torch.bincount(data['seg'].flatten().long(), minlength=len(net.cfg.parts)).add(1).float().pow(-.35)     # a lip is as interesting as a background
     proxies = nn.Parameter(torch.randn(len(people), net.cfg.embed, generator=g)*.1)
     opt = torch.optim.AdamW([*net.parameters(), proxies], lr=cfg.lr, weight_decay=cfg.decay, fused=True)
     before, seen = _resume(path, net, opt, proxies, people, g)
     start, order, spent, saved, bar = time.time(), [], before, before, progress(total=int(cfg.seconds), desc='judge')
-    net.train()
-    nets = twins(net, cfg.workers)
+    nets = twins(net.train(), cfg.workers)
     while spent < cfg.seconds and spent-before < stop:
         if len(order) < cfg.batch*cfg.workers: order = torch.randperm(len(which), generator=g).tolist()
         rows, order = torch.tensor(order[:cfg.batch*cfg.workers]).view(cfg.workers, -1), order[cfg.batch*cfg.workers:]
@@ -319,45 +362,17 @@ def fit(net: JudgeNet, data: dict,   # a judge record
         spent, seen = before+time.time()-start, seen+rows.numel()
         bar.update(int(spent)-bar.n)
         if spent-saved > cfg.save_every or spent >= cfg.seconds or spent-before >= stop:
-            saved = spent
-            state = dict(net=net.state_dict(), opt=opt.state_dict(), proxies=proxies.detach(), people=people, generator=g.get_state(), spent=spent, seen=seen)
-            write_atomic(path, lambda p: torch.save(state, p))
+            saved, state = spent, dict(net=net.state_dict(), opt=opt.state_dict(), proxies=proxies.detach(), people=people, generator=g.get_state(), spent=spent, seen=seen)
+            write_atomic(path, lambda p, state=state: torch.save(state, p))
             log(f'{spent:6.0f} s {seen/1000:6.1f} kimg ' + ' '.join(f'{k} {float(v):.3f}' for k, v in terms.items()))
     net.eval()
     return torch.load(path, weights_only=True)
 
-
-def twins(net, n: int,):  # how many
-    "Copies of a network that share its parameters and buffers, but not its gradients."
-    copies = [copy.deepcopy(net) for _ in range(n)]
-    for twin in copies:
-        for mine, yours in zip([*net.parameters(), *net.buffers()], [*twin.parameters(), *twin.buffers()]): yours.data = mine.data
-    return copies
-
-
-def train_step(net, nets, proxies, opt, batches, mean, std, lr, generators, rare=None):
-    "One step; each of `nets` (twins of `net`) works on a batch of its own, at the same time. Returns the terms of the first."
-    from concurrent.futures import ThreadPoolExecutor
-    def work(twin, rec, g):
-        rec = moved(rec, g)
-        terms = judge_losses(twin(worsen(rec['image'].float()/127.5-1, g)), rec, proxies, mean, std, rare)
-        twin.zero_grad()
-        (sum(TERMS[k]*v for k, v in terms.items())/len(nets)).backward()
-        return {k: v.detach() for k, v in terms.items()}
-    opt.zero_grad()
-    with ThreadPoolExecutor(len(nets)) as pool: terms = list(pool.map(work, nets, batches, generators))
-    for p, *others in zip(net.parameters(), *[t.parameters() for t in nets]): p.grad = sum(q.grad for q in others)
-    for group in opt.param_groups: group['lr'] = lr
-    nn.utils.clip_grad_norm_(net.parameters(), 5.)
-    opt.step()
-    return terms[0]
-
-# %% ../../nbs/3_gan/33_judges.ipynb #7bf34c4a
+# %% ../../nbs/3_gan/33_judges.ipynb #b84e24b3
 def auc(yes, no,):  # scores of the positive and of the negative cases
     "Probability that a positive scores higher than a negative (ties count half)."
     order = torch.cat([no, yes]).double()
-    ranks = torch.empty_like(order)
-    values, where, counts = order.unique(return_inverse=True, return_counts=True)
+    _, where, counts = order.unique(return_inverse=True, return_counts=True)
     ranks = (counts.cumsum(0)-(counts-1)/2)[where]
     return float((ranks[len(no):].sum()-len(yes)*(len(yes)+1)/2)/(len(yes)*len(no)))
 
@@ -371,7 +386,7 @@ def pair_auc(embedding,  # [n,e], unit length
     require(same.any() and (~same).any(), 'pair_auc needs pairs of the same and of different identities')
     return auc(score[same], score[~same])
 
-# %% ../../nbs/3_gan/33_judges.ipynb #2b537853
+# %% ../../nbs/3_gan/33_judges.ipynb #004c4d50
 def intersection_over_union(guess, truth, classes: int):  # label maps -> [classes], NaN where absent
     "Intersection over union of each part, over all images."
     both = torch.bincount((truth.long()*classes+guess.long()).flatten(), minlength=classes**2).view(classes, classes).double()
@@ -379,11 +394,17 @@ def intersection_over_union(guess, truth, classes: int):  # label maps -> [class
     return inside/(both.sum(0)+both.sum(1)-inside)
 
 
+def mean_correlation(a, b):  # [n,k] each
+    "Correlation of the columns, averaged over those that vary."
+    vary = b.std(0) > 1e-4
+    return torch.stack([torch.corrcoef(torch.stack(pair))[0, 1] for pair in zip(a[:, vary].T, b[:, vary].T)]).mean()
+
+
 def rotation_angle(a, b):  # [n,3,3] each -> degrees [n]
     "Angle of the rotation that leads from one to the other."
     return torch.rad2deg((((a.transpose(1, 2)@b).diagonal(dim1=1, dim2=2).sum(-1)-1)/2).clamp(-1, 1).acos())
 
-
+# %% ../../nbs/3_gan/33_judges.ipynb #bd8adb1e
 @torch.no_grad()
 def measure(net: JudgeNet, data: dict,  # held-out judge record
             batch: int = 100) -> dict:   # name -> number
@@ -394,14 +415,17 @@ def measure(net: JudgeNet, data: dict,  # held-out judge record
     px = (out['landmarks']-data['landmarks'].float()).norm(dim=-1)[front]*net.cfg.size
     iou = intersection_over_union(out['parts'].argmax(1), data['seg'], len(net.cfg.parts))
     hit = lambda k, top=1: (out[k].topk(min(top, out[k].shape[1]), 1).indices == data[k].long()[:, None]).any(1).float().mean().item()
-    fit_of = lambda k: torch.stack([torch.corrcoef(torch.stack([out[k][front][:, i], data[k][front][:, i].float()]))[0, 1] for i in range(out[k].shape[1]) if data[k][front][:, i].float().std() > 1e-4]).mean().item()
+    likeness = lambda k: mean_correlation(out[k][front], data[k][front].float()).item()
     angle = rotation_angle(out['rotation'], data['rotation'].float())
-    return {'images': len(front), 'identities': len(data['identity'].unique()), 'identity AUC': pair_auc(out['identity'][seen], data['identity'][seen]), 'landmark error px of 64': px.mean().item(),
-            'parts mIoU': iou.nanmean().item(), **{f'IoU {p}': v.item() for p, v in zip(net.cfg.parts, iou)}, 'hairstyle accuracy': hit('style'), 'hairstyle top 5': hit('style', 5),
-            'accessory accuracy': hit('accessory'), 'front-face AUC': auc(out['front'][front], out['front'][~front]), 'pose error degrees median': angle.median().item(), 'pose error degrees mean': angle.mean().item(),
-            'shape correlation': fit_of('shape'), 'expression correlation': fit_of('expression')}
+    return {'images': len(front), 'identities': len(data['identity'].unique()),
+            'identity AUC': pair_auc(out['identity'][seen], data['identity'][seen]), 'landmark error px of 64': px.mean().item(),
+            'parts mIoU': iou.nanmean().item(), **{f'IoU {p}': v.item() for p, v in zip(net.cfg.parts, iou)},
+            'hairstyle accuracy': hit('style'), 'hairstyle top 5': hit('style', 5), 'accessory accuracy': hit('accessory'),
+            'front-face AUC': auc(out['front'][front], out['front'][~front]),
+            'pose error degrees median': angle.median().item(), 'pose error degrees mean': angle.mean().item(),
+            'shape correlation': likeness('shape'), 'expression correlation': likeness('expression')}
 
-# %% ../../nbs/3_gan/33_judges.ipynb #a995b6bb
+# %% ../../nbs/3_gan/33_judges.ipynb #f16f2c8e
 @torch.no_grad()
 def standardise_features(net: JudgeNet, images,):  # uint8 [n,3,h,w]: a sample of the training images
     "Set the mean and spread by which the FID features are standardised."
@@ -429,7 +453,7 @@ class FeatureNet(nn.Module):
 
     def forward(self, x): return self.features(x)
 
-# %% ../../nbs/3_gan/33_judges.ipynb #439866fd
+# %% ../../nbs/3_gan/33_judges.ipynb #1f5c452c
 class Judges:
     "The judges: one method per head, each with a name, each replaceable."
     HEADS = ('features', 'identity', 'parts', 'landmarks', 'pose', 'codes', 'style', 'accessory', 'front')
@@ -449,9 +473,7 @@ class Judges:
             other.own[head], other.names[head] = (f, name) if callable(f) else (_script(f), f'{name} ({sha256_of(f)[:12]})')
         return other
 
-    def _ask(self, head, images, own):
-        if head in self.own: return self.own[head](images)
-        return own(self.net(images))
+    def _ask(self, head, images, own): return self.own[head](images) if head in self.own else own(self.net(images))
 
     def features(self, x):   # -> [n,k]: for FID
         return self.own['features'](x) if 'features' in self.own else self.net.features(x)
@@ -475,7 +497,7 @@ class Judges:
     def feature_net(self):   # a module for `metrics`
         return FeatureNet(self.own.get('features', self.net.features), self.net.num_features if 'features' not in self.own else None, self.names['features'])
 
-
+# %% ../../nbs/3_gan/33_judges.ipynb #aa7570b1
 def _script(path):
     require(Path(path).is_file(), f'no judge at {path}; give a callable or the path of a TorchScript file')
     return torch.jit.load(str(path)).eval()
@@ -495,23 +517,21 @@ def load_judges(path=None,      # weights; None: the shipped ones
     net.load_state_dict(state, strict=False)
     return Judges(net.to(device), f'headnb judge {sha256_of(path)[:8]}', about)
 
-# %% ../../nbs/3_gan/33_judges.ipynb #2073dec1
+# %% ../../nbs/3_gan/33_judges.ipynb #78700044
 @torch.no_grad()
 def check_on_samples(judges: Judges, sample,   # sample(z [b,z_dim], c [b,25]) -> images
                      cameras,                  # [v,25]: each latent is seen from all of them
                      n: int = 64, z_dim: int = 512, seed: int = 0, batch: int = 8,
                     ) -> dict:                 # name -> number
     "Do the judges hold on a generator's samples?"
-    z, seen = torch.randn(n, z_dim, generator=torch.Generator().manual_seed(seed)), angles(camera_to_head(cameras))
-    front = torch.rad2deg((seen[0].cos()*seen[1].cos()).acos()) < FACE_ANGLE
+    z, front = torch.randn(n, z_dim, generator=torch.Generator().manual_seed(seed)), sees_face(camera_to_head(cameras))
     require(front.sum() > 1, 'check_on_samples needs at least two cameras that see the face')
     rows, errors, faces = [], [], []
-    for c, yes in zip(cameras, front):
+    for c, asked, yes in zip(cameras, view_direction(*yaw_pitch(cameras)), front):
         x = torch.cat([sample(b, c.expand(len(b), 25)) for b in z.split(batch)])
-        yaw, pitch, _ = judges.pose(x)
-        d, e = [torch.stack([y.sin()*p.cos(), p.sin(), y.cos()*p.cos()], -1) for y, p in ((yaw, pitch), [a.expand(n) for a in angles(camera_to_head(c[None]))[:2]])]
-        errors.append(torch.rad2deg((d*e).sum(-1).clamp(-1, 1).acos())); faces.append(judges.front(x))
+        errors.append(torch.rad2deg((view_direction(*judges.pose(x)[:2]) @ asked).clamp(-1, 1).acos())); faces.append(judges.front(x))
         if yes: rows.append(judges.identity(x))
     faces = torch.stack(faces)
-    out = {'same/different latent AUC': pair_auc(torch.cat(rows), torch.arange(n).repeat(len(rows))), 'pose error degrees mean': torch.cat(errors).mean().item(), 'pose error degrees median': torch.cat(errors).median().item()}
-    return {**out, 'latents': n, 'views': len(cameras), **({'front-face AUC': auc(faces[front].flatten(), faces[~front].flatten())} if (~front).any() else {})}
+    out = {'same/different latent AUC': pair_auc(torch.cat(rows), torch.arange(n).repeat(len(rows))),
+           'pose error degrees mean': torch.cat(errors).mean().item(), 'pose error degrees median': torch.cat(errors).median().item(), 'latents': n, 'views': len(cameras)}
+    return out if front.all() else {**out, 'front-face AUC': auc(faces[front].flatten(), faces[~front].flatten())}

@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['FLOOR', 'moments', 'frechet', 'hardware', 'Result', 'judge_name', 'default_judge', 'to_bytes', 'from_bytes',
-           'resize_tensorflow', 'PooledBlock', 'InceptionJudge', 'ScriptJudge', 'inception', 'Features', 'look',
+           'resize_tensorflow', 'PooledBlock', 'ScriptJudge', 'InceptionJudge', 'inception', 'Features', 'look', 'Part',
            'data_name', 'real_features', 'fake_images', 'fake_features', 'Given', 'fid', 'kid', 'inception_score',
            'distances', 'coverage', 'neighbourhood', 'distance_ratio', 'nearest', 'nearest_pairs', 'mean_image',
-           'normalised_fid', 'Lpips', 'StageDistance', 'default_perceptual', 'psnr', 'ssim', 'lpips', 'view_direction',
-           'pose_error', 'evaluate', 'floor']
+           'normalised_fid', 'psnr', 'ssim', 'Lpips', 'StageDistance', 'default_perceptual', 'lpips', 'pose_error',
+           'view_pairs', 'pose_ratio', 'view_results', 'evaluate', 'floor']
 
-# %% ../../nbs/3_gan/34_metrics.ipynb #58d12aaf
+# %% ../../nbs/3_gan/34_metrics.ipynb #365b6de5
 import inspect, math, platform
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -21,8 +21,9 @@ from torch.nn import functional as F
 
 from ..base.camera import yaw_pitch
 from ..base.core import progress, require, sha256_of
+from .judges import camera_to_head, load_judges, sees_face, view_direction
 
-# %% ../../nbs/3_gan/34_metrics.ipynb #21887849
+# %% ../../nbs/3_gan/34_metrics.ipynb #44632810
 def moments(x,              # features [n,k]
             ddof: int = 1,  # 1: divide by n-1 (torchmetrics); 0: by n (the released protocol)
            ):               # (mean [k], covariance [k,k]), float64
@@ -41,7 +42,7 @@ def frechet(mean1, cov1,    # [k], [k,k]
     cross = torch.linalg.eigvalsh(root @ cov2 @ root).clamp(min=0).sqrt().sum()
     return float((mean1-mean2).square().sum() + cov1.trace() + cov2.trace() - 2*cross)
 
-# %% ../../nbs/3_gan/34_metrics.ipynb #a0a4bb7f
+# %% ../../nbs/3_gan/34_metrics.ipynb #41fd3c9b
 def hardware() -> str:  # processor or GPU, threads, torch
     "The machine, in words."
     info = Path('/proc/cpuinfo')
@@ -73,7 +74,7 @@ class Result:
         return f'{self.metric} {self.value:.4g}{span} | ' + ' | '.join(p for p in parts if p)
     __str__ = line
 
-# %% ../../nbs/3_gan/34_metrics.ipynb #bc00fd07
+# %% ../../nbs/3_gan/34_metrics.ipynb #7e666b95
 def judge_name(net) -> str:  # any feature network
     "What a result will call the network; a method of the judges has the name of its head."
     owner = getattr(getattr(net, '__self__', None), 'names', {})
@@ -82,7 +83,6 @@ def judge_name(net) -> str:  # any feature network
 
 def default_judge(device='cpu'):  # where it runs
     "The feature head of the shipped judge."
-    from headnb.gan.judges import load_judges
     return load_judges(device=device).feature_net()
 
 
@@ -95,7 +95,7 @@ def from_bytes(x):  # uint8 images
     "Images in -1..1, as every network here reads them."
     return x.float()/127.5-1
 
-# %% ../../nbs/3_gan/34_metrics.ipynb #823e502c
+# %% ../../nbs/3_gan/34_metrics.ipynb #ed791d23
 def resize_tensorflow(x,              # [n,c,h,w]
                       size: int = 299,
                      ):               # [n,c,size,size]
@@ -117,6 +117,15 @@ class PooledBlock(nn.Module):
     def forward(self, x): return torch.cat([*self.block._forward(x)[:-1], self.block.branch_pool(self.pool(x))], 1)
 
 
+class ScriptJudge(nn.Module):
+    "The TorchScript Inception of NVIDIA's releases: uint8 images in, 2048 features out."
+    def __init__(self, path):
+        super().__init__()
+        self.net, self.name, self.num_features = torch.jit.load(str(path)).eval(), 'Inception-v3 TorchScript', 2048
+
+    def forward(self, x): return self.net(to_bytes(x), return_features=True)
+
+# %% ../../nbs/3_gan/34_metrics.ipynb #a1543457
 class InceptionJudge(nn.Module):
     "Images in -1..1 -> 2048 pool features of an Inception-v3 whose state dict was given."
     def __init__(self, state):  # torchvision's key names
@@ -137,15 +146,6 @@ class InceptionJudge(nn.Module):
     def forward(self, x): return self.net(resize_tensorflow(to_bytes(x).float().sub(128).div(128)))
 
 
-class ScriptJudge(nn.Module):
-    "The TorchScript Inception of NVIDIA's releases: uint8 images in, 2048 features out."
-    def __init__(self, path):
-        super().__init__()
-        self.net, self.name, self.num_features = torch.jit.load(str(path)).eval(), 'Inception-v3 TorchScript', 2048
-
-    def forward(self, x): return self.net(to_bytes(x), return_features=True)
-
-
 def inception(path,):  # `.pt` TorchScript, or `.pth` / `.safetensors` state dict
     "The Inception judge from a file of the user's; its name carries the checksum. Nothing is ever downloaded."
     path = Path(path)
@@ -161,7 +161,7 @@ def inception(path,):  # `.pt` TorchScript, or `.pth` / `.safetensors` state dic
     net.name += f' ({sha256_of(path)[:12]})'
     return net
 
-# %% ../../nbs/3_gan/34_metrics.ipynb #44ff8a99
+# %% ../../nbs/3_gan/34_metrics.ipynb #6bd0f2b1
 @dataclass(frozen=True)
 class Features:
     "Features of a set of images, and where they come from."
@@ -191,6 +191,21 @@ def look(net,            # images -1..1 -> [n,k]
     require(len(rows), f'{data} is empty')
     return Features(torch.cat(rows), judge_name(net), data, seed, torch.cat(kept)[:keep] if keep else None)
 
+# %% ../../nbs/3_gan/34_metrics.ipynb #b8827de1
+class Part:
+    "Some pictures of a data set, as a data set: those held out, those that see a face."
+    def __init__(self, ds,          # len, labels, ds[i]
+                 at,                # which: integers, or a mask
+                 name: str = 'part' # for results
+                ):
+        at = torch.as_tensor(at)
+        self.ds, self.at, self.hash = ds, (at.nonzero()[:, 0] if at.dtype == torch.bool else at).tolist(), getattr(ds, 'hash', None)
+        self.labels, self.name = torch.as_tensor(ds.labels)[self.at], f'{data_name(ds).split(" (")[0]}, {name}'
+        require(self.at, f'{self.name}: no pictures')
+
+    def __len__(self): return len(self.at)
+    def __getitem__(self, i): return self.ds[self.at[i]]
+
 
 def data_name(ds) -> str:  # a data set
     "Its name and the first digits of its hash."
@@ -210,7 +225,7 @@ def real_features(ds,            # len and ds[i] -> dict(image uint8 [3,h,w], c)
     images = (torch.stack([torch.as_tensor(ds[i]['image']) for i in order[j:j+batch]]).to(device) for j in range(0, n, batch))
     return look(net, progress(images, total=math.ceil(n/batch), desc='real'), data_name(ds), seed, keep)
 
-# %% ../../nbs/3_gan/34_metrics.ipynb #10bf5120
+# %% ../../nbs/3_gan/34_metrics.ipynb #c245d55d
 def fake_images(sample,                     # sample(z [b,z_dim], c [b,25]) -> images [b,3,h,w]; with independent cameras sample(z, c, c_cond)
                 n: int,                     # how many
                 labels,                     # [m,25] labels of the evaluated data set
@@ -247,7 +262,7 @@ def fake_features(sample, labels,   # as in `fake_images`
         how = f'cameras {cameras}' if isinstance(cameras, str) else f'{len(cameras)} given cameras'
         return look(net or default_judge(device), progress(images, total=math.ceil(n/batch), desc='samples'), f'{name}, {how}', seed, keep)
 
-# %% ../../nbs/3_gan/34_metrics.ipynb #89921f2f
+# %% ../../nbs/3_gan/34_metrics.ipynb #ae90e105
 class Given(nn.Module):
     "Lets a torchmetrics metric read features that are already there."
     def __init__(self, k):
@@ -290,10 +305,10 @@ def fid(real: Features, fake: Features,
     draw = lambda x: moments(x[torch.randint(len(x), (len(x),), generator=g)], ddof)
     reps = torch.tensor([frechet(*draw(real.x), *draw(fake.x)) for _ in range(bootstrap)])
     rules = f'{protocol}: uint8 images, covariance / {"(n-1)" if ddof else "n"}, float64' + (f', {bootstrap} bootstraps' if bootstrap else '')
-    spread = 1.96*reps.std().item() if bootstrap > 1 else math.nan
-    return _result('FID', value, real, fake, rules, reps, low=max(value-spread, 0.) if spread == spread else math.nan, high=value+spread)
+    r = _result('FID', value, real, fake, rules, reps, reps.std().item() if bootstrap > 1 else None)
+    return replace(r, low=max(r.low, 0.))             # NaN stays NaN
 
-# %% ../../nbs/3_gan/34_metrics.ipynb #953eea3e
+# %% ../../nbs/3_gan/34_metrics.ipynb #a46117d7
 def kid(real: Features, fake: Features,
         subsets: int = 100,   # random subsets
         size: int = 1000,     # images in each; at most what there is
@@ -324,7 +339,7 @@ def inception_score(logits: Features,    # features of a classifying judge: `x` 
         mean, std = metric.compute()
     return _result('IS', mean.item(), Features(logits.x[:0], logits.judge, 'no real data'), logits, f'torchmetrics: {splits} groups', spread=std.item())
 
-# %% ../../nbs/3_gan/34_metrics.ipynb #9a56ba27
+# %% ../../nbs/3_gan/34_metrics.ipynb #586103ad
 def distances(x, y,              # [n,k], [m,k]
               rows: int = 1024,  # rows at a time
              ):                  # [n,m] float64, or equal points would seem apart
@@ -356,7 +371,7 @@ def neighbourhood(real: Features, fake: Features,
     values = dict(density=inside.float().sum(0)/k, precision=inside.any(0).float(), recall=(d <= _balls(fake.x, k)).any(1).float())
     return {m: _result(m, v.mean(), real, fake, f'k = {k}', v.tolist(), (v.var()/len(v)).sqrt().item()) for m, v in values.items()}
 
-# %% ../../nbs/3_gan/34_metrics.ipynb #3db5d2ec
+# %% ../../nbs/3_gan/34_metrics.ipynb #b77050df
 def distance_ratio(real: Features, fake: Features,
                    n: int = 2000,  # at most this many of each, the first ones
                   ) -> Result:     # `samples`: mean distance of each generated image to the others, over the real mean
@@ -388,7 +403,7 @@ def nearest_pairs(real: Features, ds,   # the data set that `real` saw completel
     require(there.shape == fake.kept.shape, f'real images are {tuple(there.shape[1:])}, generated ones {tuple(fake.kept.shape[1:])}')
     return torch.stack([fake.kept, there], 1).flatten(0, 1)
 
-# %% ../../nbs/3_gan/34_metrics.ipynb #7d699e47
+# %% ../../nbs/3_gan/34_metrics.ipynb #c51e8d5b
 def mean_image(ds, n: int = None,):  # the first n images; None: all
     "The per-pixel mean of a data set, uint8 [1,3,h,w]."
     n = min(n or len(ds), len(ds))
@@ -403,10 +418,36 @@ def normalised_fid(score: Result,      # an FID
     require(score.metric == 'FID' and score.judge == judge_name(net), f'{score.metric} by {score.judge} cannot be divided by an FID by {judge_name(net)}')
     mean, cov = moments(real.x)
     lazy = float((mean-look(net, [mean_image(ds)], 'mean image').x[0].double()).square().sum() + cov.trace())
-    return Result(**{**vars(score), 'metric': 'FID / FID of the mean image', 'value': score.value/lazy, 'low': score.low/lazy, 'high': score.high/lazy,
-                     'protocol': f'{score.protocol}; mean image {lazy:.4g}', 'samples': tuple(s/lazy for s in score.samples)})
+    return replace(score, metric='FID / FID of the mean image', value=score.value/lazy, low=score.low/lazy, high=score.high/lazy,
+                   protocol=f'{score.protocol}; mean image {lazy:.4g}', samples=tuple(s/lazy for s in score.samples))
 
-# %% ../../nbs/3_gan/34_metrics.ipynb #38a7688b
+# %% ../../nbs/3_gan/34_metrics.ipynb #6edd47c8
+def _paired(metric, values, data, judge, protocol):
+    v = values.flatten().double()
+    error = (v.var()/len(v)).sqrt().item() if len(v) > 1 else math.nan
+    return Result(metric, v.mean().item(), v.mean().item()-1.96*error, v.mean().item()+1.96*error, judge, data, (len(v), len(v)), 0, protocol, samples=tuple(v.tolist()))
+
+
+def _check_pair(a, b):
+    require(a.shape == b.shape and a.ndim == 4, f'pairs of images have shapes {tuple(a.shape)} and {tuple(b.shape)}; expected two equal [n,3,h,w]')
+
+
+def psnr(a, b,            # images [n,3,h,w] in -1..1
+         data: str = '',  # what they are
+        ) -> Result:      # decibels; per image in `samples`
+    "Peak signal-to-noise ratio of image pairs, by torchmetrics."
+    from torchmetrics.functional.image import peak_signal_noise_ratio
+    _check_pair(a, b)
+    return _paired('PSNR', peak_signal_noise_ratio(a, b, data_range=2., reduction='none', dim=(1, 2, 3)), data, 'none', 'torchmetrics: range 2, mean of dB')
+
+
+def ssim(a, b, data: str = '') -> Result:  # as psnr
+    "Structural similarity of image pairs, by torchmetrics (11x11 Gaussian window, sigma 1.5)."
+    from torchmetrics.functional.image import structural_similarity_index_measure
+    _check_pair(a, b)
+    return _paired('SSIM', structural_similarity_index_measure(a, b, data_range=2., reduction='none'), data, 'none', 'torchmetrics: range 2')
+
+# %% ../../nbs/3_gan/34_metrics.ipynb #bbc63995
 class Lpips(nn.Module):
     "LPIPS by torchmetrics; its trunk comes from a file of torchvision's weights, or stays random (and says so)."
     def __init__(self, net: str = 'alex',  # 'alex', 'vgg' or 'squeeze'
@@ -437,35 +478,8 @@ class StageDistance(nn.Module):
 
 def default_perceptual(device='cpu'):
     "The judge's stages as a perceptual distance."
-    from headnb.gan.judges import load_judges
     j = load_judges(device=device)
     return StageDistance(j.net.stages, f'{j.name} stages')
-
-
-def _paired(metric, values, data, judge, protocol):
-    v = values.flatten().double()
-    error = (v.var()/len(v)).sqrt().item() if len(v) > 1 else math.nan
-    return Result(metric, v.mean().item(), v.mean().item()-1.96*error, v.mean().item()+1.96*error, judge, data, (len(v), len(v)), 0, protocol, samples=tuple(v.tolist()))
-
-
-def _check_pair(a, b):
-    require(a.shape == b.shape and a.ndim == 4, f'pairs of images have shapes {tuple(a.shape)} and {tuple(b.shape)}; expected two equal [n,3,h,w]')
-
-
-def psnr(a, b,            # images [n,3,h,w] in -1..1
-         data: str = '',  # what they are
-        ) -> Result:      # decibels; per image in `samples`
-    "Peak signal-to-noise ratio of image pairs, by torchmetrics."
-    from torchmetrics.functional.image import peak_signal_noise_ratio
-    _check_pair(a, b)
-    return _paired('PSNR', peak_signal_noise_ratio(a, b, data_range=2., reduction='none', dim=(1, 2, 3)), data, 'none', 'torchmetrics: range 2, mean of dB')
-
-
-def ssim(a, b, data: str = '') -> Result:  # as psnr
-    "Structural similarity of image pairs, by torchmetrics (11x11 Gaussian window, sigma 1.5)."
-    from torchmetrics.functional.image import structural_similarity_index_measure
-    _check_pair(a, b)
-    return _paired('SSIM', structural_similarity_index_measure(a, b, data_range=2., reduction='none'), data, 'none', 'torchmetrics: range 2')
 
 
 @torch.no_grad()
@@ -478,12 +492,7 @@ def lpips(a, b,           # as psnr
     values = torch.cat([net(x.clamp(-1, 1), y.clamp(-1, 1)) for x, y in zip(a.split(batch), b.split(batch))])
     return _paired('LPIPS', values, data, judge_name(net), 'images clamped to -1..1')
 
-# %% ../../nbs/3_gan/34_metrics.ipynb #46633461
-def view_direction(yaw, pitch):  # radians, [n] each
-    "Unit vector from the head to the camera, [n,3]."
-    return torch.stack([yaw.sin()*pitch.cos(), pitch.sin(), yaw.cos()*pitch.cos()], -1)
-
-
+# %% ../../nbs/3_gan/34_metrics.ipynb #544e65ce
 @torch.no_grad()
 def pose_error(images, c,      # [n,3,h,w] in -1..1 and the labels [n,25] they were rendered with
                estimate,       # images -> (yaw [n], pitch [n]), radians
@@ -494,7 +503,43 @@ def pose_error(images, c,      # [n,3,h,w] in -1..1 and the labels [n,25] they w
     d = (view_direction(*yaw_pitch(torch.as_tensor(c).float().cpu())) * view_direction(*torch.cat(seen).T)).sum(-1)
     return _paired('pose error', torch.rad2deg(d.clamp(-1, 1).acos()), data, name, 'degrees between viewing directions')
 
-# %% ../../nbs/3_gan/34_metrics.ipynb #b993e7ea
+# %% ../../nbs/3_gan/34_metrics.ipynb #adda8723
+def view_pairs(sample, ds,  # a generator sample(z, c) and a data set
+               n: int, z_dim: int, seed: int = 0, batch: int = 16, device='cpu',
+              ):            # (labels [n,25], data images, samples at the same labels), images [n,3,h,w] in -1..1
+    "The same views of other people."
+    g = torch.Generator().manual_seed(seed)
+    items = [ds[i] for i in torch.randint(len(ds), (n,), generator=g).tolist()]
+    c, z = torch.stack([torch.as_tensor(i['c']) for i in items]).float()[:, :25], torch.randn(n, z_dim, generator=g)
+    with torch.no_grad(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        made = torch.cat([to_bytes(sample(a.to(device), b.to(device))).cpu() for a, b in zip(z.split(batch), c.split(batch))])
+    return c, from_bytes(torch.stack([torch.as_tensor(i['image']) for i in items])), from_bytes(made)
+
+
+def pose_ratio(made: Result, real: Result, side: str = '') -> Result:  # of `pose_error`
+    "Pose error on samples over that on real pictures; an interval from both standard errors."
+    value = made.value/max(real.value, 1e-6)
+    error = value*math.hypot((made.high-made.value)/max(made.value, 1e-6), (real.high-real.value)/max(real.value, 1e-6))
+    return replace(made, metric=f'pose error / real{side}', value=value, low=value-error, high=value+error, samples=())
+
+
+@torch.no_grad()
+def view_results(c, real, made,           # of `view_pairs`
+                 pose, front=None,        # judges: images -> (yaw, pitch, ...); images -> [n] 0..1, is there a face?
+                 data=('data', 'samples'), batch: int = 64, few: int = 8) -> dict:  # name -> Result
+    "Pose errors and their ratio; with at least `few` views on either side also apart, for face and back."
+    seen = sees_face(camera_to_head(c))
+    sides = {'': torch.ones_like(seen)} | ({', face': seen, ', behind': ~seen} if min(seen.sum(), (~seen).sum()) >= few else {})
+    out = {}
+    for side, at in sides.items():
+        r, m = [pose_error(x[at], c[at], pose, judge_name(pose), d + side, batch) for x, d in zip((real, made), data)]
+        out |= {f'pose error{side}': m, f'pose error of real images{side}': r, f'pose error / real{side}': pose_ratio(m, r, side)}
+    if front is None or len(sides) == 1: return out
+    faces = [_paired('faces from behind', torch.cat([front(b) for b in x[~seen].split(batch)]) > .5, f'{d}, behind', judge_name(front), 'share of views') for x, d in zip((real, made), data)]
+    return out | {'faces from behind, real images': faces[0], 'faces from behind': faces[1]}
+
+# %% ../../nbs/3_gan/34_metrics.ipynb #73abdf29
 FLOOR = {'coverage': ('>=', .5), 'distance ratio': ('>=', .8), 'FID / FID of the mean image': ('<=', .15), 'pose error / real': ('<=', 2.)}
 
 
@@ -503,6 +548,7 @@ def evaluate(sample, ds,           # a generator sample(z, c[, c_cond]) and a he
              n: int = 5000,        # generated images; of the real ones at most as many
              z_dim: int = 512, seed: int = 0, batch: int = 16, device='cpu', bootstrap: int = 20,
              pose=None,            # images -> (yaw, pitch); None: no pose error
+             front=None,           # images -> [n] 0..1, is there a face?; None: faces from behind are not counted
              independent=True,     # also measure with independent cameras (needs sample(z, c, c_cond))
              name: str = 'samples',
             ) -> dict:             # name -> Result
@@ -510,29 +556,18 @@ def evaluate(sample, ds,           # a generator sample(z, c[, c_cond]) and a he
     net = net or default_judge(device)
     labels = torch.as_tensor(ds.labels)
     real = real_features(ds, net, n, seed, device=device)
-    fake = fake_features(sample, labels, net, n, z_dim, 'dataset', seed, batch, device, name=name)
-    out = {r.metric: r for r in (fid(real, fake, bootstrap=bootstrap), fid(real, fake, 'released'), kid(real, fake), coverage(real, fake), distance_ratio(real, fake))}
-    out['FID released'], out['FID'] = out['FID'], fid(real, fake, bootstrap=bootstrap)
-    out['FID / FID of the mean image'] = normalised_fid(out['FID'], real, ds, net)
-    if independent: out['FID independent cameras'] = fid(real, fake_features(sample, labels, net, n, z_dim, 'independent', seed, batch, device, name=name), bootstrap=bootstrap)
-    return {**out, **(_pose_ratio(sample, ds, pose, min(n, 256), z_dim, seed, device) if pose else {})}
-
-
-def _pose_ratio(sample, ds, pose, n, z_dim, seed, device):
-    "Pose error on samples, on real images, and their ratio."
-    g = torch.Generator().manual_seed(seed)
-    at = torch.randint(len(ds), (n,), generator=g).tolist()
-    items, z = [ds[i] for i in at], torch.randn(n, z_dim, generator=g)
-    c = torch.stack([torch.as_tensor(i['c']) for i in items]).float()
-    truth = from_bytes(torch.stack([torch.as_tensor(i['image']) for i in items]))
-    made = torch.cat([sample(a.to(device), b.to(device)).cpu() for a, b in zip(z.split(16), c.split(16))])
-    made, truth = [pose_error(x.to(device), c, pose, judge_name(pose), d) for x, d in ((made, 'samples'), (truth, data_name(ds)))]
-    ratio = Result(**{**vars(made), 'metric': 'pose error / real', 'value': made.value/max(truth.value, 1e-6), 'low': math.nan, 'high': math.nan})
-    return {'pose error': made, 'pose error of real images': truth, 'pose error / real': ratio}
+    fakes = lambda cameras: fake_features(sample, labels, net, n, z_dim, cameras, seed, batch, device, name=name)
+    fake = fakes('dataset')
+    out = {'FID': fid(real, fake, bootstrap=bootstrap), 'FID released': fid(real, fake, 'released')}
+    out |= {r.metric: r for r in (kid(real, fake), coverage(real, fake), distance_ratio(real, fake), normalised_fid(out['FID'], real, ds, net))}
+    if independent: out['FID independent cameras'] = fid(real, fakes('independent'), bootstrap=bootstrap)
+    if pose is None: return out
+    c, truth, made = view_pairs(sample, ds, min(n, 256), z_dim, seed, batch, device)
+    return out | view_results(c, truth.to(device), made.to(device), pose, front, (data_name(ds), name))
 
 
 def floor(results: dict,        # from `evaluate`
          ) -> list:             # (name, value, bound, ok)
-    "The quality floor of the shipped models, line by line."
+    "The quality floor of the shipped models, line by line; of a 360-degree set the pose also of face and back."
     ok = lambda v, sign, bound: v >= bound if sign == '>=' else v <= bound
-    return [(k, results[k].value, f'{sign} {bound}', ok(results[k].value, sign, bound)) for k, (sign, bound) in FLOOR.items() if k in results]
+    return [(k, r.value, f'{sign} {bound}', ok(r.value, sign, bound)) for metric, (sign, bound) in FLOOR.items() for k, r in results.items() if k.split(',')[0] == metric]

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['ramp', 'ScheduleCfg', 'blur_sigma', 'swap_prob', 'raw_size', 'ema_beta', 'lazy_adam', 'swap_labels', 'Step', 'seen',
            'Term', 'total', 'Logistic', 'R1', 'pair_density', 'Density', 'Monotonic', 'density_terms', 'pyramid_l2',
-           'Latents', 'ImageLatents', 'Recon']
+           'ImageLatents', 'Recon']
 
-# %% ../../nbs/3_gan/35_terms.ipynb #d7904fce
+# %% ../../nbs/3_gan/35_terms.ipynb #6911b219
 from dataclasses import dataclass, field
 from functools import cached_property
 import math
@@ -15,7 +15,7 @@ import torch, torch.nn.functional as F
 from ..base.core import require
 from ..nets.ops import blur, resize
 
-# %% ../../nbs/3_gan/35_terms.ipynb #e3ab1aea
+# %% ../../nbs/3_gan/35_terms.ipynb #1fc14239
 def ramp(nimg: float,   # images seen
          start: float, end: float,
          kimg: float,   # thousand images until `end` is reached; 0: at once
@@ -24,7 +24,7 @@ def ramp(nimg: float,   # images seen
     a = min(nimg/(1000*kimg), 1.) if kimg > 0 else 1.
     return (1 - a)*start + a*end
 
-# %% ../../nbs/3_gan/35_terms.ipynb #c18481f4
+# %% ../../nbs/3_gan/35_terms.ipynb #325d9770
 @dataclass(frozen=True)
 class ScheduleCfg:
     "Everything that changes with the images seen; the defaults are the released script's at batch 32."
@@ -39,7 +39,7 @@ class ScheduleCfg:
     ema_kimg: float = 10.          # half-life of the averaged G; released: 10 * batch / 32
     ema_rampup: float | None = 0.05  # the half-life is at most this share of the images seen; None (resumed runs): off
 
-# %% ../../nbs/3_gan/35_terms.ipynb #0e78d696
+# %% ../../nbs/3_gan/35_terms.ipynb #2723917c
 def blur_sigma(cfg: ScheduleCfg, nimg) -> float:  # pixels
     "Width of the blur on what D sees (spec C.2); 0 once faded, and also where it is too narrow for one tap."
     sigma = ramp(nimg, cfg.blur_sigma, 0., cfg.blur_kimg)
@@ -62,7 +62,7 @@ def ema_beta(cfg: ScheduleCfg, nimg, batch) -> float:  # share of the old weight
     if cfg.ema_rampup is not None: half = min(half, cfg.ema_rampup*nimg)
     return 0.5**(batch/max(half, 1e-8))
 
-# %% ../../nbs/3_gan/35_terms.ipynb #220a8112
+# %% ../../nbs/3_gan/35_terms.ipynb #64710b94
 def lazy_adam(lr: float, betas,  # of the run without lazy regularisation
               every: int,        # interval of the lazy terms; 0 or 1: none
              ) -> dict:          # arguments for Adam
@@ -70,7 +70,7 @@ def lazy_adam(lr: float, betas,  # of the run without lazy regularisation
     k = every/(every + 1) if every > 1 else 1.
     return dict(lr=lr*k, betas=tuple(float(b)**k for b in betas))
 
-# %% ../../nbs/3_gan/35_terms.ipynb #0efb4667
+# %% ../../nbs/3_gan/35_terms.ipynb #5ea9f0d0
 def swap_labels(c,   # [b,25] rendering labels
                 p: float,  # chance
                 u,         # [b] or [1] uniform numbers
@@ -78,7 +78,7 @@ def swap_labels(c,   # [b,25] rendering labels
     "The previous sample's label where `u < p`."
     return torch.where((u.reshape(-1, 1) < p), c.roll(1, 0), c)
 
-# %% ../../nbs/3_gan/35_terms.ipynb #a4f2e6b7
+# %% ../../nbs/3_gan/35_terms.ipynb #06712ab6
 @dataclass
 class Step:
     "One evaluation of some terms: inputs drawn, fakes made lazily and once."
@@ -110,7 +110,13 @@ class Step:
     @cached_property
     def sigma(self): return blur_sigma(self.schedule, self.nimg)
 
-# %% ../../nbs/3_gan/35_terms.ipynb #2124367c
+    @property
+    def camera(self): return self.c   # what renders the fakes; a paper may correct it
+    @property
+    def extra(self): return {} if self.drive is None else {'drive': self.drive}   # what `synthesize` is told besides
+    def track(self): self.G.mapping.track(self.ws.detach())   # running averages, moved by the step of D
+
+# %% ../../nbs/3_gan/35_terms.ipynb #757937b3
 def _draw(given, *shape, like, normal=False):
     "`given`, or fresh random numbers on `like`'s device."
     return given if given is not None else (torch.randn if normal else torch.rand)(*shape, device=like.device)
@@ -123,16 +129,15 @@ def _ws(s: Step):
 
 def _fake(s: Step):
     "What the generator makes: dict(image, raw, depth, mask, ...)."
-    extra = {} if s.drive is None else {'drive': s.drive}
     with torch.set_grad_enabled(s.who == 'G' and torch.is_grad_enabled()):
-        return s.G.synthesize(s.ws, s.c, raw_size=s.raw_size, noise=s.noise, deterministic=s.deterministic, **extra)
+        return s.G.synthesize(s.ws, s.camera, raw_size=s.raw_size, noise=s.noise, deterministic=s.deterministic, **s.extra)
 
 
 def _real_seen(s: Step):
-    "The real batch as D sees it, before augmentation."
-    image = s.real['image']
-    raw = resize(image, s.raw_size, 'antialiased')
-    return s.real | {'image': blur(image, s.sigma), 'raw': blur(raw, s.sigma)} if s.sigma else s.real | {'image': image, 'raw': raw}
+    "The real batch as D sees it, before augmentation; a mask is reduced to the size of the rendering, never blurred."
+    small = {k: resize(s.real[k], s.raw_size, 'antialiased') for k in ('image', 'mask') if k in s.real}
+    out = {'image': s.real['image'], 'raw': small.pop('image')}
+    return s.real | ({k: blur(v, s.sigma) for k, v in out.items()} if s.sigma else out) | small
 
 
 def seen(s: Step, batch: dict):
@@ -145,7 +150,7 @@ for name, f in dict(ws=_ws, fake=_fake, real_seen=_real_seen).items():
     setattr(Step, name, cached_property(f)); getattr(Step, name).__set_name__(Step, name)
 Step.seen = seen
 
-# %% ../../nbs/3_gan/35_terms.ipynb #56636562
+# %% ../../nbs/3_gan/35_terms.ipynb #c45c507f
 @dataclass(frozen=True)
 class Term:
     "A loss: whom it trains, how much, how often."
@@ -167,7 +172,7 @@ def total(terms,       # terms of one phase
         out = out + t.at(step.nimg if nimg is None else nimg)*loss
     return out
 
-# %% ../../nbs/3_gan/35_terms.ipynb #b84219ab
+# %% ../../nbs/3_gan/35_terms.ipynb #3afe4d07
 @dataclass(frozen=True)
 class Logistic(Term):
     "Non-saturating GAN loss, G's part or D's."
@@ -178,17 +183,18 @@ class Logistic(Term):
         score = s.D(s.seen(fake), s.c).float()
         s.stats['fake_score'] = score.detach()
         if self.who == 'G': return F.softplus(-score).mean()
-        s.G.mapping.track(s.ws.detach())
+        s.track()
         real = s.real_seen if s.augment is None else s.augment(s.real_seen)
         s.stats['real_score'] = (truth := s.D(real, s.real['c']).float()).detach()
         return F.softplus(score).mean() + F.softplus(-truth).mean()
 
-# %% ../../nbs/3_gan/35_terms.ipynb #fe18ea41
+# %% ../../nbs/3_gan/35_terms.ipynb #a147c228
 @dataclass(frozen=True)
 class R1(Term):
     "Squared gradient of D at real pictures, times gamma / 2."
     gamma: float = 1.
     keys: tuple = ('image', 'raw')   # which inputs of D count
+    mask_gamma: float = 1.           # instead of gamma, for the key 'mask'
     who = 'D'
 
     def __call__(self, s: Step):
@@ -196,11 +202,12 @@ class R1(Term):
         real = real | {k: real[k].detach().requires_grad_() for k in self.keys}
         score = s.D(real, s.real['c']).float()
         grads = torch.autograd.grad(score.sum(), [real[k] for k in self.keys], create_graph=True)
-        penalty = sum(g.float().square().sum((1, 2, 3)) for g in grads)
-        s.stats |= {'r1': penalty.detach(), 'r1_real_score': score.detach()}
-        return (penalty*self.gamma/2).mean()
+        sizes = {k: g.float().square().sum((1, 2, 3)) for k, g in zip(self.keys, grads)}
+        mask, penalty = sizes.pop('mask', None), sum(sizes.values())
+        s.stats |= {'r1': penalty.detach(), 'r1_real_score': score.detach()} | ({} if mask is None else {'r1_mask': mask.detach()})
+        return (penalty*self.gamma/2 + (0 if mask is None else mask*self.mask_gamma/2)).mean()
 
-# %% ../../nbs/3_gan/35_terms.ipynb #b4cea60e
+# %% ../../nbs/3_gan/35_terms.ipynb #b4b007f8
 def _reg_planes(s: Step):
     "Planes for the density terms: own codes, ONE swap decision for the batch."
     return s.G.make_planes(s.G.map(s.z, s.cond(_draw(s.common_u, 1, like=s.z))), drive=s.drive, noise=s.noise)
@@ -229,7 +236,7 @@ class Density(Term):
         s.stats |= {'sigma': a.detach(), 'sigma_near': b.detach()}
         return (a - b).abs().mean()
 
-# %% ../../nbs/3_gan/35_terms.ipynb #33677b17
+# %% ../../nbs/3_gan/35_terms.ipynb #a0bf2511
 @dataclass(frozen=True)
 class Monotonic(Term):
     "Mean relu(sigma(p) - sigma(p - step along z)): density may not fall from front to back."
@@ -254,7 +261,7 @@ def density_terms(kind='l1', weight=0.25, every=4, std=0.004, box_warp=1.):  # k
     if kind == 'l1': return [Density(weight, every, std)]
     return [Monotonic(10., every, box_warp/256, kind == 'monotonic-detach'), Density(weight, every, box_warp/256)]
 
-# %% ../../nbs/3_gan/35_terms.ipynb #043bb7a6
+# %% ../../nbs/3_gan/35_terms.ipynb #5902f18d
 def pyramid_l2(a, b, levels=3):  # images [b,3,h,w]
     "Mean squared error summed over average-pooled sizes."
     out = (a - b).square().mean()
@@ -263,16 +270,6 @@ def pyramid_l2(a, b, levels=3):  # images [b,3,h,w]
         a, b = F.avg_pool2d(a, 2), F.avg_pool2d(b, 2)
         out = out + (a - b).square().mean()
     return out
-
-
-class Latents(torch.nn.Module):
-    "One latent per training picture, on the sphere of the mapping's inputs."
-    def __init__(self, n: int, z_dim: int, seed: int = 0):
-        super().__init__()
-        self.table = torch.nn.Parameter(torch.randn(n, z_dim, generator=torch.Generator().manual_seed(seed)))
-    def forward(self, real):  # batch with index -> z [b,z_dim], KL (none)
-        z = self.table[real['index']]
-        return z*torch.rsqrt(z.square().mean(1, keepdim=True) + 1e-8), z.new_zeros(())
 
 
 class ImageLatents(torch.nn.Module):
@@ -291,11 +288,12 @@ class ImageLatents(torch.nn.Module):
         z = mean + (log_var/2).exp()*torch.randn_like(mean)
         return z, (mean.square() + log_var.exp() - 1 - log_var).sum(1).mean()/2
 
-# %% ../../nbs/3_gan/35_terms.ipynb #11e144c6
+# %% ../../nbs/3_gan/35_terms.ipynb #511df919
 @dataclass(frozen=True)
 class Recon(Term):
     "Picture, raw rendering, mask and depth of the training view, from its own latent."
-    latents: torch.nn.Module | None = None   # Latents or ImageLatents
+    latents: torch.nn.Module | None = None   # ImageLatents
+    coarse: int = 0        # > 0: the raw picture only, at this side
     mask: float = 1.       # weight of the opacity
     outside: bool = False  # the opacity counts beside the head too: for a white background or a background model, not where G paints the background itself
     depth: float = 3.      # weight of the depth, world units
@@ -308,11 +306,18 @@ class Recon(Term):
         z, kl = self.latents(s.real)
         ws = s.G.map(z, cond)
         s.G.mapping.track(ws.detach())             # so that truncation has a mean to go to before the GAN begins
-        out = s.G.synthesize(ws, c, raw_size=s.raw_size, noise=s.noise, deterministic=s.deterministic)
-        l1 = F.l1_loss(out['image'], want['image'])
-        s.stats |= {'recon_l1': l1.detach(), 'recon_kl': kl.detach()}
-        loss = l1 + pyramid_l2(out['image'], want['image']) + F.l1_loss(out['raw'], resize(want['image'], s.raw_size, 'antialiased')) + self.kl*kl
+        out = self.make(s, ws, c)
+        pairs = [(out[k], resize(want['image'], out[k].shape[-1], 'antialiased')) for k in ('image', 'raw') if k in out]
+        l1 = [F.l1_loss(a, b) for a, b in pairs]
+        s.stats |= {'recon_l1': l1[0].detach(), 'recon_kl': kl.detach()}
+        loss = sum(l1) + sum(pyramid_l2(a, b) for a, b in pairs) + self.kl*kl
         return loss + self.shape(out, want) if 'mask' in want else loss
+
+    def make(self, s, ws, c):
+        "image (unless coarse), raw, depth, mask."
+        if not self.coarse: return s.G.synthesize(ws, c, raw_size=s.raw_size, noise=s.noise, deterministic=s.deterministic)
+        feat, depth, mask = s.G.volume(s.G.make_planes(ws, noise=s.noise), c, self.coarse, deterministic=s.deterministic)
+        return dict(raw=s.G.to_raw(feat, ws), depth=depth, mask=mask)
 
     def shape(self, out, want):
         "Mask and depth at the size of the rendering."

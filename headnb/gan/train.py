@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['RUN_LENGTH', 'KILL_POINTS', 'ReconCfg', 'TrainCfg', 'kill_point', 'rng_state', 'set_rng_state', 'rng_kept', 'Phase',
-           'make_phases', 'after', 'make_latents', 'default_terms', 'Run', 'draw', 'clean_gradients', 'play', 'average',
-           'adapt', 'save_checkpoint', 'same_everywhere', 'checkpoints', 'damage', 'newest', 'first_difference',
-           'load_checkpoint', 'resume', 'Log', 'preview', 'Pictures', 'Keep', 'default_observers', 'crossed',
-           'Diverged', 'check_finite', 'train', 'export_state', 'import_state']
+           'make_phases', 'after', 'make_latents', 'warm_start', 'default_terms', 'Run', 'draw', 'clean_gradients',
+           'play', 'average', 'adapt', 'save_checkpoint', 'same_everywhere', 'checkpoints', 'damage', 'newest',
+           'first_difference', 'load_checkpoint', 'resume', 'Log', 'preview', 'Pictures', 'Keep', 'default_observers',
+           'crossed', 'Diverged', 'check_finite', 'train', 'export_state', 'import_state']
 
-# %% ../../nbs/3_gan/37_train.ipynb #63b16800
+# %% ../../nbs/3_gan/37_train.ipynb #0aeb23f8
 from dataclasses import dataclass, field, replace
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Literal
 import copy, json, math, os, random, shutil, signal, sys, time
@@ -19,25 +20,26 @@ import numpy as np, torch
 from ..base.core import BadInput, require, progress, sha256_of, to_dict, write_atomic
 from ..base.show import image_grid
 from .data import Batches, pose_weights
-from .terms import ImageLatents, Latents, Logistic, R1, Recon, ScheduleCfg, Step, density_terms, ema_beta, lazy_adam, total
+from .terms import ImageLatents, Logistic, R1, Recon, ScheduleCfg, Step, density_terms, ema_beta, lazy_adam, total
 
-# %% ../../nbs/3_gan/37_train.ipynb #b6b65de8
+# %% ../../nbs/3_gan/37_train.ipynb #d988ba99
 @dataclass(frozen=True)
 class ReconCfg:
     "The warm start of notebook 35: reconstruct the training views first, then hand over to the GAN."
     kimg: float = 0.        # thousand images of pure reconstruction; 0: none
-    fade_kimg: float = 0.   # then its weight falls to `end` over so many, and the GAN's rises
-    end: float = 0.
+    coarse_kimg: float = 0. # the first of them with few rays, without super-resolution
+    coarse: int = 16        # rays a side
+    fade_kimg: float = 0.   # then its weight falls to 0 over so many, and the GAN's rises
+    end: float = 0.         # what is left of it, as a lazy term
     d_kimg: float = 2.      # D starts learning so many before G hears of it
-    latents: Literal['encoder', 'table'] = 'encoder'
     mask: float = 1.
     outside: bool = False   # the mask counts beside the head too (white background)
     depth: float = 3.
     kl: float = 2e-4
-    lr: float = 0.002       # of the latents
+    lr: float = 0.002       # of the encoder
     betas: tuple[float, float] = (0.9, 0.99)   # of G while it only reconstructs
 
-
+# %% ../../nbs/3_gan/37_train.ipynb #4819f467
 @dataclass(frozen=True)
 class TrainCfg:
     "How a model is trained."
@@ -77,7 +79,7 @@ class TrainCfg:
 
 RUN_LENGTH = ('kimg', 'max_seconds', 'snapshot_kimg', 'keep', 'preview_kimg', 'log_every', 'tensorboard')   # may change on resume
 
-# %% ../../nbs/3_gan/37_train.ipynb #fad53093
+# %% ../../nbs/3_gan/37_train.ipynb #e75e0a29
 KILL_POINTS = ('loader', 'G_step', 'G_reg', 'D_step', 'R1', 'EMA', 'checkpoint_write', 'rename')
 
 
@@ -88,7 +90,7 @@ def kill_point(name: str,  # one of KILL_POINTS
     at = os.environ.get('HEADNB_KILL_AT')
     if at and at == f'{name}:{step}': os.kill(os.getpid(), signal.SIGKILL)
 
-# %% ../../nbs/3_gan/37_train.ipynb #6fc8f7d5
+# %% ../../nbs/3_gan/37_train.ipynb #4dd58b07
 def rng_state() -> dict:  # tensors and plain data
     "The state of every random generator of this process."
     kind, keys, *rest = np.random.get_state()
@@ -113,7 +115,7 @@ def rng_kept():
     try: yield
     finally: set_rng_state(s)
 
-# %% ../../nbs/3_gan/37_train.ipynb #083b6622
+# %% ../../nbs/3_gan/37_train.ipynb #42d93bfb
 @dataclass
 class Phase:
     "Terms that are evaluated together, with the optimiser they drive."
@@ -134,34 +136,39 @@ def make_phases(terms,  # list of terms
         if mine: out.append(Phase(name, who, mine, mine[0].every))
     return out
 
-# %% ../../nbs/3_gan/37_train.ipynb #6579b38a
+# %% ../../nbs/3_gan/37_train.ipynb #f3fc894c
 def after(kimg: float, weight: float = 1.):  # -> function of kimg
     "A weight that is zero before `kimg`."
     return (lambda k: weight if k >= kimg else 0.) if kimg > 0 else weight
 
 
-def make_latents(cfg: ReconCfg, data, z_dim, seed):
+def make_latents(data, z_dim, seed):
     "Where the warm start takes its latents from."
-    if cfg.latents == 'table': return Latents(len(data), z_dim, seed)
     with rng_kept():
         torch.manual_seed(seed)
         return ImageLatents(z_dim, data.resolution)
 
 
+def warm_start(cfg: TrainCfg, latents) -> list:  # of terms
+    "Coarse, then full reconstruction, fading; the remainder goes with the lazy terms of G."
+    r = cfg.recon
+    term = partial(Recon, latents=latents, mask=r.mask, outside=r.outside, depth=r.depth, kl=r.kl)
+    fade = lambda k: (1. if k < r.kimg else max(0., 1 - (k - r.kimg)/r.fade_kimg) if r.fade_kimg else 0.) if k >= r.coarse_kimg else 0.
+    out = [term(weight=lambda k: float(k < r.coarse_kimg), coarse=r.coarse)] if r.coarse_kimg else []
+    return out + [term(weight=fade)] + ([term(weight=after(r.kimg, r.end), every=cfg.density_every)] if r.end else [])
+
+
 def default_terms(cfg: TrainCfg,
-                  latents=None,    # Latents, where there is a warm start
+                  latents=None,    # ImageLatents, where there is a warm start
                   box_warp=1.,
                  ) -> list:
     "EG3D's terms, preceded by the warm start if the configuration has one."
     r, start = cfg.recon, cfg.recon.kimg
-    fade = lambda k: 1. if k < start else r.end + (1 - r.end)*max(0., 1 - (k - start)/r.fade_kimg) if r.fade_kimg else r.end
-    out = [Recon(weight=fade, latents=latents, mask=r.mask, outside=r.outside, depth=r.depth, kl=r.kl)] if start else []
-    lazy = density_terms(cfg.density, cfg.density_weight, cfg.density_every, cfg.density_std, box_warp)
     rise = (lambda k: 0. if k < start else min(1., 0.05 + (k - start)/r.fade_kimg)) if start and r.fade_kimg else after(start)
-    out += [Logistic(weight=rise, who='G'), *lazy]
+    out = (warm_start(cfg, latents) if start else []) + [Logistic(weight=rise, who='G'), *density_terms(cfg.density, cfg.density_weight, cfg.density_every, cfg.density_std, box_warp)]
     return out + [Logistic(weight=after(start - r.d_kimg), who='D'), R1(weight=after(start - r.d_kimg), every=cfg.r1_every, gamma=cfg.gamma, keys=cfg.r1_keys)]
 
-# %% ../../nbs/3_gan/37_train.ipynb #69dbde8b
+# %% ../../nbs/3_gan/37_train.ipynb #33e9605e
 class Run:
     "A training run: networks, optimisers, data order, counters."
     def __init__(self, G, D, data,
@@ -181,7 +188,7 @@ class Run:
         self.G, self.D = (m.to(self.device, memory_format=layout).train() for m in (G, D))
         self.G_ema = copy.deepcopy(self.G).eval().requires_grad_(False)
         self.augment = augment.to(self.device) if augment else None
-        self.latents = make_latents(cfg.recon, data, self.z_dim, cfg.seed).to(self.device) if cfg.recon.kimg else None
+        self.latents = make_latents(data, self.z_dim, cfg.seed).to(self.device) if cfg.recon.kimg else None
         self.terms = default_terms(cfg, self.latents) if terms is None else terms
         self.phases, self.labels = make_phases(self.terms), data.labels.to(self.device)
         self.weights = pose_weights(data.labels, cfg.balance) if cfg.balance else None
@@ -211,7 +218,7 @@ class Run:
                 for t in (m.state_dict().values() if m else ()): t.copy_(broadcast(t.contiguous()))
         torch.manual_seed(self.cfg.seed*self.world + self.acc.process_index)
 
-# %% ../../nbs/3_gan/37_train.ipynb #4b018a7e
+# %% ../../nbs/3_gan/37_train.ipynb #fcc808c3
 def draw(run: Run, real, who) -> Step:
     "A fresh step: latents and cameras at random (`weights` of the poses included)."
     b, n = run.cfg.batch//run.world, len(run.labels)
@@ -231,7 +238,7 @@ def clean_gradients(run: Run, who) -> dict:  # numbers for the log
         for g in grads: g.nan_to_num_(0., 1e5, -1e5)
     return {f'{who}/grad': norm.nan_to_num(0., 0.), f'{who}/bad_grad': (~norm.isfinite()).float()}
 
-# %% ../../nbs/3_gan/37_train.ipynb #30e4f648
+# %% ../../nbs/3_gan/37_train.ipynb #396046cc
 def play(run: Run, phase: Phase, real: dict) -> dict:  # numbers for the log
     "One optimiser step of one phase."
     terms = phase.active(run.nimg)
@@ -274,7 +281,7 @@ def adapt(run: Run, stats):
     run.augment.adjust(float(mean), run.cfg.batch)
     run.signs = [0., 0]
 
-# %% ../../nbs/3_gan/37_train.ipynb #19302f1c
+# %% ../../nbs/3_gan/37_train.ipynb #62eab205
 def _modules(run): return {k: m for k in ('G', 'D', 'G_ema', 'latents', 'augment') if (m := getattr(run, k)) is not None}
 
 
@@ -314,7 +321,7 @@ def save_checkpoint(run: Run) -> Path:
     run.acc.wait_for_everyone()
     return where
 
-
+# %% ../../nbs/3_gan/37_train.ipynb #cbce8c59
 def same_everywhere(run: Run):
     "Several processes must hold the same weights."
     if run.world == 1: return
@@ -343,7 +350,7 @@ def _write_shared(run, new, where):
 def _sync(path):
     with open(path, 'rb') as f: os.fsync(f.fileno())
 
-# %% ../../nbs/3_gan/37_train.ipynb #c8e1d62b
+# %% ../../nbs/3_gan/37_train.ipynb #d1b05cd9
 def checkpoints(out) -> list:  # folders, oldest first
     "The complete checkpoints of a run."
     return sorted(Path(out).glob('checkpoints/step-*'))
@@ -369,7 +376,7 @@ def newest(out,  # folder of a run
     require(not bad, f'{out}: no checkpoint can be used ({"; ".join(bad)})')
     return None, bad
 
-# %% ../../nbs/3_gan/37_train.ipynb #6aa3def8
+# %% ../../nbs/3_gan/37_train.ipynb #c071feab
 def first_difference(a: dict, b: dict, where=''):  # -> 'train.batch: 8 here, 16 there' or ''
     "The first entry in which two nested configurations differ."
     for k in sorted({*a, *b}):
@@ -414,7 +421,7 @@ def resume(run: Run,
     if folder is not None: load_checkpoint(run, folder)
     return bad
 
-# %% ../../nbs/3_gan/37_train.ipynb #ac0b7644
+# %% ../../nbs/3_gan/37_train.ipynb #986c03f2
 class Log:
     "metrics.jsonl, and TensorBoard if asked."
     def __init__(self, out, every=20, tensorboard=False):
@@ -445,7 +452,7 @@ class Log:
         self.board = self.board or SummaryWriter(str(self.path.parent/'tensorboard'))
         for k, v in row.items(): self.board.add_scalar(k, v or 0., run.step)
 
-# %% ../../nbs/3_gan/37_train.ipynb #764c9802
+# %% ../../nbs/3_gan/37_train.ipynb #4d79b0bd
 @torch.no_grad()
 def preview(run, rows=4, yaws=(-.5, 0., .5)):  # -> uint8 [h,w,3]
     "Fixed latents of the averaged generator from fixed cameras: own training cameras first, then their depth."
@@ -482,7 +489,7 @@ def crossed(run, kimg) -> bool:
     "Did the last step pass a multiple of `kimg`?"
     return kimg > 0 and run.nimg//(1000*kimg) > (run.nimg - run.cfg.batch)//(1000*kimg)
 
-# %% ../../nbs/3_gan/37_train.ipynb #7b2408dd
+# %% ../../nbs/3_gan/37_train.ipynb #6f18c83e
 class Diverged(RuntimeError):
     "The loss is not finite or too large; the message names the step and the last good checkpoint."
 
@@ -493,7 +500,7 @@ def check_finite(run: Run):
     last = checkpoints(run.out)[-1:]
     raise Diverged(f'the loss was not finite or above {run.cfg.max_loss:g} at step {bad}; ' + (f'the last good checkpoint is {last[0]}' if last else 'no checkpoint had been written'))
 
-# %% ../../nbs/3_gan/37_train.ipynb #352950d7
+# %% ../../nbs/3_gan/37_train.ipynb #2e848626
 def train(G, D, data,
           cfg: TrainCfg,
           out,                # folder of the run
@@ -536,7 +543,7 @@ def train(G, D, data,
     run.status = 'done' if run.nimg >= cfg.kimg*1000 else 'paused'
     return run
 
-
+# %% ../../nbs/3_gan/37_train.ipynb #f14e04d4
 def _stopper(out):
     "-> stop(run): is it time to stop? Asked to (SIGTERM, or a file STOP in the folder of the run) or out of time."
     (Path(out)/'STOP').unlink(missing_ok=True)
@@ -547,7 +554,7 @@ def _stopper(out):
     def agreed(run): return run.step % run.cfg.log_every == 0 and bool(run.acc.reduce(torch.tensor(float(wanted(run)), device=run.device), 'sum') > 0)
     return lambda run: wanted(run) if run.world == 1 else agreed(run)
 
-# %% ../../nbs/3_gan/37_train.ipynb #9b5fffc3
+# %% ../../nbs/3_gan/37_train.ipynb #adeb2b39
 def export_state(run: Run, path, info=None):  # info: JSON-able facts to keep with the weights
     "Write G, G_ema, D (bfloat16), latents and counters to one safetensors file."
     from safetensors.torch import save_file

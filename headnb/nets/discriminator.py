@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STACK', 'input_stack', 'DiscriminatorCfg', 'DiscriminatorBlock', 'Epilogue', 'Discriminator', 'dummy_factor']
 
-# %% ../../nbs/1_nets/13_discriminator.ipynb #781bc547
+# %% ../../nbs/1_nets/13_discriminator.ipynb #a2137f07
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -15,7 +15,7 @@ from ..base.core import require, suggest
 from .ops import Conv2d, Linear, minibatch_std, resize
 from .stylegan2 import Mapping, MappingCfg, half_from, layout, widths
 
-# %% ../../nbs/1_nets/13_discriminator.ipynb #fe1ba6df
+# %% ../../nbs/1_nets/13_discriminator.ipynb #02efda21
 STACK = {'image': 3, 'raw': 3, 'mask': 1, 'corr': 3, 'cond': 3} # what can be read: channels
 
 def input_stack(
@@ -38,7 +38,7 @@ def input_stack(
         parts.append(x)
     return torch.cat(parts, 1)
 
-# %% ../../nbs/1_nets/13_discriminator.ipynb #9e2fa3b5
+# %% ../../nbs/1_nets/13_discriminator.ipynb #73d6b94c
 @dataclass(frozen=True)
 class DiscriminatorCfg:
     "A residual discriminator over an input stack."
@@ -56,8 +56,9 @@ class DiscriminatorCfg:
     c_noise: float = 0.            # noise of the label, in standard deviations over the batch
     half: Literal['none', 'float16', 'bfloat16'] = 'none' # precision of the `half_blocks` largest sides on a GPU
     half_blocks: int = 4
+    mask_side: int | None = None   # the mask has blocks of its own, from this side down (PanoHead's first discriminator); None: it has not
 
-# %% ../../nbs/1_nets/13_discriminator.ipynb #810ea5b6
+# %% ../../nbs/1_nets/13_discriminator.ipynb #a60c3dba
 class DiscriminatorBlock(nn.Module):
     "A residual block that halves the side."
     def __init__(self,
@@ -79,7 +80,7 @@ class DiscriminatorBlock(nn.Module):
         if hasattr(self, 'fromrgb'): x = self.fromrgb(x)
         return self.skip(x, gain=.5**.5) + self.conv1(self.conv0(x), gain=.5**.5)
 
-# %% ../../nbs/1_nets/13_discriminator.ipynb #465ce8e3
+# %% ../../nbs/1_nets/13_discriminator.ipynb #ccaa6bc0
 class Epilogue(nn.Module):
     "4x4 features to one vector per sample."
     def __init__(self,
@@ -99,18 +100,20 @@ class Epilogue(nn.Module):
         x = self.conv(minibatch_std(layout(x), self.group, self.features))
         return self.out(self.fc(x.float().flatten(1)))
 
-# %% ../../nbs/1_nets/13_discriminator.ipynb #d45263b3
+# %% ../../nbs/1_nets/13_discriminator.ipynb #7b9009f5
 class Discriminator(nn.Module):
-    "(batch, c) -> logits. Blocks b512 ... b8, mapping, b4."
+    "(batch, c) -> logits. Blocks b512 ... b8 (and sb{mask_side} ... sb8), mapping, b4."
     def __init__(self, cfg=DiscriminatorCfg()):
         super().__init__()
         r, n = cfg.resolution, widths(cfg)
         require(r >= 8 and r & (r-1) == 0, f'Discriminator: the resolution must be a power of two, 8 or more, not {r}')
         for key in cfg.keys: require(key in STACK, f'Discriminator: no input {key!r}{suggest(key, STACK)}')
         self.cfg, stack = cfg, sum(STACK[k] for k in cfg.keys)
+        require(cfg.mask_side in (None, *self.sides()), f'Discriminator: mask_side is {cfg.mask_side}; it must be one of {self.sides()}, or None')
         for r in self.sides():
             half = cfg.half if r >= half_from(cfg.resolution, cfg.half_blocks) else 'none'
             setattr(self, f'b{r}', DiscriminatorBlock(n[r], n[r//2], stack, cfg.clamp, half))
+            if r <= (cfg.mask_side or 0): setattr(self, f'sb{r}', DiscriminatorBlock(n[r], n[r//2], STACK['mask']*(r == cfg.mask_side), cfg.clamp, half))
             stack = 0
         dim = (cfg.cmap_dim or n[4]) if cfg.c_dim else 1
         if cfg.c_dim: self.mapping = Mapping(MappingCfg(0, cfg.c_dim, dim, num_ws=None, layers=cfg.map_layers, decay=None))
@@ -119,6 +122,13 @@ class Discriminator(nn.Module):
     def sides(self):
         "The sides of the residual blocks, largest first, down to 8."
         return [self.cfg.resolution >> i for i in range(int(math.log2(self.cfg.resolution))-2)]
+
+    def blocks(self, name, side, batch, keys, raw_factor=1.):
+        "The input stack of `keys` at `side` through the blocks of that name: [b,n,4,4]."
+        x = input_stack(batch, keys, side, self.cfg.raw_mode, raw_factor)
+        for r in self.sides():
+            if r <= side: x = getattr(self, f'{name}{r}')(x)
+        return x
 
     def label(self,
         c: torch.Tensor,                         # [b,c_dim]
@@ -135,8 +145,8 @@ class Discriminator(nn.Module):
         generator: torch.Generator | None = None # source of the label noise
     ) -> torch.Tensor:                           # logits [b,1]
         cfg = self.cfg
-        x = input_stack(batch, cfg.keys, cfg.resolution, cfg.raw_mode, raw_factor)
-        for r in self.sides(): x = getattr(self, f'b{r}')(x)
+        x = self.blocks('b', cfg.resolution, batch, cfg.keys, raw_factor)
+        if cfg.mask_side: x = x + self.blocks('sb', cfg.mask_side, batch, ('mask',))
         x = self.b4(x)
         if not cfg.c_dim: return x
         return (x * self.label(c, generator)).sum(1, keepdim=True) / math.sqrt(x.shape[1])

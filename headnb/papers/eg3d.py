@@ -5,20 +5,20 @@
 # %% auto #0
 __all__ = ['CONFIGS', 'EG3DCfg', 'released', 'small', 'short', 'config']
 
-# %% ../../nbs/4_papers/40_eg3d.ipynb #542e116c
+# %% ../../nbs/4_papers/40_eg3d.ipynb #a3d29ee9
 from dataclasses import dataclass
 from math import prod
 from ..base.core import require, suggest
 from ..nets.stylegan2 import MappingCfg, SynthesisCfg, count_ws
 from ..nets.superres import SuperResCfg, superres_cfg
 from ..nets.discriminator import Discriminator, DiscriminatorCfg
-from ..field.planes import DecoderCfg, SamplerCfg
+from ..field.planes import AXES, DecoderCfg, SamplerCfg
 from ..field.render import RenderCfg
 from ..gan.generator import Generator, GeneratorCfg
 from ..gan.terms import ScheduleCfg
 from ..gan.train import ReconCfg, TrainCfg
 
-# %% ../../nbs/4_papers/40_eg3d.ipynb #c16f9517
+# %% ../../nbs/4_papers/40_eg3d.ipynb #d0b9aa19
 @dataclass(frozen=True)
 class EG3DCfg:
     "Everything an EG3D run needs: generator, discriminator, training."
@@ -31,7 +31,7 @@ class EG3DCfg:
         side = g.superres.size*prod(g.superres.ups) if g.superres.widths else g.raw_size
         require(d.resolution == side, f'D reads images of side {d.resolution}; G makes {side}')
 
-# %% ../../nbs/4_papers/40_eg3d.ipynb #73fa3a1a
+# %% ../../nbs/4_papers/40_eg3d.ipynb #501df8b8
 def released(white_back=False,  # add the missing opacity as white
              box_warp=1.,       # side of the cube, world units
              near=2.25, far=3.3,# depth limits along the ray
@@ -45,25 +45,28 @@ def released(white_back=False,  # add the missing opacity as white
                                 render=RenderCfg(samples, samples, near, far, box_warp, white_back=white_back), superres=superres_cfg(superres, half='float16')),
                    DiscriminatorCfg(resolution=resolution, half='float16'), train)
 
-# %% ../../nbs/4_papers/40_eg3d.ipynb #3a0e02d4
+# %% ../../nbs/4_papers/40_eg3d.ipynb #02dc807a
 def small(side,               # of the image, pixels
           raw,                # of the volume rendering, pixels
           planes=64,          # side of the planes
           channels=16,        # of a plane, and of the rendered features
           w_dim=128,          # style vectors; z has half as many numbers
           base=3072, top=128, # channels at resolution r: min(base//r, top)
+          d_base=None,        # the same of the discriminator; None: two thirds
           samples=24,         # per ray
           near=2.25, far=3.3, white_back=False,
+          box_warp=1.,        # side of the cube, world units
+          mapping={},         # what differs in the MappingCfg
           train=TrainCfg(),
          ) -> EG3DCfg:
     "A configuration for a CPU."
     up = side//raw
     sr = superres_cfg('none') if up == 1 else superres_cfg(f'up{up}', size=raw, channels=channels, w_dim=w_dim, clamp=None)
-    G = GeneratorCfg(MappingCfg(z_dim=w_dim//2, w_dim=w_dim, num_ws=count_ws(planes)), SynthesisCfg(w_dim, planes, 3*channels, base, top), SamplerCfg(),
-                     DecoderCfg(channels, 2*channels, channels), RenderCfg(samples, 0, near, far, white_back=white_back), sr, raw)
-    return EG3DCfg(G, DiscriminatorCfg(side, channel_base=base*2//3, channel_max=top, map_layers=2, clamp=None), train)
+    G = GeneratorCfg(MappingCfg(z_dim=w_dim//2, w_dim=w_dim, num_ws=count_ws(planes), **mapping), SynthesisCfg(w_dim, planes, 3*channels, base, top), SamplerCfg(AXES['eg3d_paper'], box_warp=box_warp),
+                     DecoderCfg(channels, 2*channels, channels), RenderCfg(samples, 0, near, far, box_warp, white_back=white_back), sr, raw)
+    return EG3DCfg(G, DiscriminatorCfg(side, channel_base=d_base or base*2//3, channel_max=top, map_layers=2, clamp=None), train)
 
-# %% ../../nbs/4_papers/40_eg3d.ipynb #544ae280
+# %% ../../nbs/4_papers/40_eg3d.ipynb #72e3b984
 def short(kimg, batch, blur, gamma, raw, **kw):
     "Training of a small model: the published schedules, shortened in proportion."
     return TrainCfg(kimg=kimg, batch=batch, gamma=gamma, snapshot_kimg=kw.pop('snapshot_kimg', 10.), density_every=8, channels_last=True, share_fakes=True,
@@ -73,8 +76,9 @@ def short(kimg, batch, blur, gamma, raw, **kw):
 CONFIGS = {
     'tiny': small(16, 16, planes=16, channels=8, w_dim=32, base=512, top=32, samples=12, train=short(0.064, 8, 0., 0.3, 16, log_every=1)),
     'micro': small(32, 32, planes=32, channels=12, w_dim=64, base=1024, top=64, samples=20, train=short(10., 16, 2., 0.3, 32)),
-    'mini': small(64, 32, train=short(400., 16, 2., 0.5, 32, recon=ReconCfg(kimg=60., fade_kimg=40., end=0.05))),
-    'mini360': small(64, 32, near=2.3, far=3.1, white_back=True, train=short(400., 16, 2., 0.5, 32, recon=ReconCfg(kimg=60., fade_kimg=40., end=0.05, outside=True))),
+    # a cube no larger than what the cameras see; no pose conditioning, for who our people are does not depend on the camera
+    'mini': small(64, 32, planes=32, samples=14, near=2.35, far=3.05, white_back=True, box_warp=0.7, d_base=1024, mapping=dict(zero_c=True, lr_mul=0.1),
+                  train=short(200., 16, 1., 0.2, 32, mirror=True, recon=ReconCfg(kimg=14., coarse_kimg=10., fade_kimg=4., end=0.1, outside=True, kl=1e-4))),
     'paper': released(train=TrainCfg(schedule=ScheduleCfg(raw_size=64))),
     'paper-128': released(raw_size=128, train=TrainCfg(kimg=2000., schedule=ScheduleCfg(blur_sigma=0., blur_kimg=0., raw_size=64, raw_final=128, ema_rampup=None))),
     'paper-cats': released(train=TrainCfg(gamma=5., ada=True, schedule=ScheduleCfg(raw_size=64, swap_prob=0.8))),
