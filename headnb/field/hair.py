@@ -9,7 +9,7 @@ __all__ = ['CENTRE', 'COLUMNS', 'DOME', 'WALL', 'HAIRLINE', 'STYLES', 'MATERIALS
            'bezier', 'tube', 'ball', 'bun', 'tail', 'braid', 'locks', 'hair', 'above_rim', 'brim', 'hat', 'glasses',
            'beard_mask', 'beard']
 
-# %% ../../nbs/2_field/27_hair.ipynb #f5f30de6
+# %% ../../nbs/2_field/27_hair.ipynb #4130b09a
 import functools, math
 from dataclasses import dataclass
 import torch
@@ -17,7 +17,7 @@ from torch.nn.functional import normalize, embedding_bag
 from ..base.core import BadInput, suggest
 from .raster import Mesh, cast, vertex_normals, _warp
 
-# %% ../../nbs/2_field/27_hair.ipynb #ac824fd1
+# %% ../../nbs/2_field/27_hair.ipynb #78e3d135
 @functools.lru_cache
 def line_table(n=1024, seed=3): # numbers
     "Random numbers [n] in 0..1, always the same."
@@ -29,7 +29,7 @@ def noise_table(n=32, seed=7): # side of the cube
     "Random numbers [n^3,4] in 0..1, always the same."
     return torch.rand(n**3, 4, generator=torch.Generator().manual_seed(seed))
 
-# %% ../../nbs/2_field/27_hair.ipynb #d022e5ca
+# %% ../../nbs/2_field/27_hair.ipynb #e9e14c34
 def noise1(a,          # positions; one turn is 1
            period,     # random values around the turn
            seed=0,     # another noise
@@ -43,7 +43,7 @@ def noise1(a,          # positions; one turn is 1
     t = line_table()
     return torch.lerp(t[(i + seed*37) & 1023], t[(j + seed*37) & 1023], f)
 
-# %% ../../nbs/2_field/27_hair.ipynb #362c736f
+# %% ../../nbs/2_field/27_hair.ipynb #48d0d68e
 def noise3(p,       # [...,3] points
            freq,    # cells per unit; the pattern repeats after 32 cells
            seed=0,  # another noise
@@ -61,7 +61,7 @@ def noise3(p,       # [...,3] points
     w = torch.cat([w*g[..., 2:], w*f[..., 2:]], -1).view(-1, 8)
     return embedding_bag(idx, noise_table(), per_sample_weights=w, mode='sum').view(*p.shape[:-1], 4)
 
-# %% ../../nbs/2_field/27_hair.ipynb #3242cebb
+# %% ../../nbs/2_field/27_hair.ipynb #35387ce0
 def smoothstep(a, b, x): # a, b: numbers, a > b allowed; x: tensor
     "0 at a, 1 at b, smooth between."
     t = ((x - a)/(b - a)).clamp(0, 1)
@@ -77,7 +77,7 @@ def curve(x,       # tensor
     i = (torch.searchsorted(px, x, right=True) - 1).clamp(0, len(px) - 2)
     return torch.lerp(py[i], py[i + 1], smoothstep(0, 1, (x - px[i])/(px[i + 1] - px[i])))
 
-# %% ../../nbs/2_field/27_hair.ipynb #f301e011
+# %% ../../nbs/2_field/27_hair.ipynb #a25c086d
 CENTRE = torch.tensor([0., .06, -.02])   # middle of the skull, world units
 COLUMNS, DOME, WALL = 96, 22, 26         # azimuths; rows over the skull; rows down the cylinder
 
@@ -91,13 +91,13 @@ def guide_rays(): # origins, unit directions [rows,columns,3]; azimuth [columns]
     axis = torch.stack([0*y, y, 0*y + CENTRE[2]], -1)
     return torch.cat([CENTRE.expand(DOME, COLUMNS, 3), axis[:, None].expand(WALL, COLUMNS, 3)]), torch.cat([up, u.expand(WALL, COLUMNS, 3)]), th
 
-# %% ../../nbs/2_field/27_hair.ipynb #738d15cb
+# %% ../../nbs/2_field/27_hair.ipynb #4335139c
 def last_hit(v, f, o, d): # [v,3] vertices, [f,3] triangles, [k,3] origins and unit directions -> triangle [k] (-1: none), weights [k,3]
     "Where rays leave a mesh for the last time, within one unit."
     i, w, t = cast(Mesh(f, v), o + d, -d)
     return torch.where(t < 1, i, torch.full_like(i, -1)), w
 
-# %% ../../nbs/2_field/27_hair.ipynb #134a2cbd
+# %% ../../nbs/2_field/27_hair.ipynb #2c28a8e0
 class Scalp:
     "The guide grid of one mesh: template points, and the same points of any person with the mesh's vertices."
     def __init__(self, v, f,  # [v,3] template, [f,3] triangles
@@ -136,7 +136,7 @@ class Scalp:
         i = int((self.template[:, j, 1] - y).abs().argmin())
         return points[i, j], self.dirs[i, j]
 
-# %% ../../nbs/2_field/27_hair.ipynb #eef0ae24
+# %% ../../nbs/2_field/27_hair.ipynb #109c7118
 HAIRLINE = ((0,.150),(20,.151),(36,.143),(46,.118),(52,.07),(57,.012),(63,.0),(68,.045),(80,.062),(92,.055),(100,.02),(115,-.05),(140,-.072),(180,-.075))
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ class Style:
     paint: float = .85                 # hair colour of the scalp itself
     extras: tuple = ()                 # ('bun'|'tail'|'braid'|'locks', numbers)
 
-# %% ../../nbs/2_field/27_hair.ipynb #48ee6d61
+# %% ../../nbs/2_field/27_hair.ipynb #a72a15c5
 def _line(**k): # e0=..: the hairline with other heights at those azimuths
     d = dict(HAIRLINE) | {int(n[1:]): y for n, y in k.items()}
     return tuple(sorted(d.items()))
@@ -182,7 +182,7 @@ _LONG = ((0,.15),(30,.148),(42,.126),(56,-.081),(66,-.355),(180,-.366))
 _FRINGE = ((0,.078),(28,.078),(40,.061),(52,-.081),(64,-.355),(180,-.366))
 _CROWN, _MIDDLE, _SIDE = dict(pole=(0.,1.,0.)), dict(part=0., squeeze=.3, pole=(0.,1.,0.)), dict(part=.045, squeeze=.3, pole=(0.,1.,0.))
 
-# %% ../../nbs/2_field/27_hair.ipynb #9383bb58
+# %% ../../nbs/2_field/27_hair.ipynb #5b7e818f
 _short = (
  Style('bald', paint=0., top=-1.),
  Style('balding', hairline=_line(e0=.199,e20=.195,e36=.174,e46=.137), top=.004, side=.006, back=.007, paint=.5, locks=30),
@@ -208,7 +208,7 @@ _short = (
  Style('cornrows', hairline=_HIGH, top=.008, side=.007, back=.008, lock=.98, locks=26, taper=.012, ragged=.002, feather=.004, paint=.3, shine=.15, pole=(0.,.05,-1.)),
 )
 
-# %% ../../nbs/2_field/27_hair.ipynb #769288d8
+# %% ../../nbs/2_field/27_hair.ipynb #060799b7
 _long = (
  Style('mullet', end=((0,.094),(40,.094),(58,.083),(70,.028),(88,.028),(100,.028),(116,-.176),(130,-.322),(180,-.344)), top=.035, side=.012, back=.026, tuck=.25, lock=.35, ragged=.03, feather=.02, taper=.012),
  Style('bob', end=((0,.15),(30,.146),(44,.121),(58,-.064),(70,-.128),(180,-.147)), top=.026, side=.036, back=.038, tuck=.35, taper=.012, lock=.1, **_SIDE),
@@ -238,7 +238,7 @@ def style(name): # key of STYLES
     if name not in STYLES: raise BadInput(f"no hairstyle '{name}'{suggest(name, STYLES)}")
     return STYLES[name]
 
-# %% ../../nbs/2_field/27_hair.ipynb #b7111d14
+# %% ../../nbs/2_field/27_hair.ipynb #bb8a75d1
 @functools.lru_cache(maxsize=64)
 def _border(scalp, st): # the part of `edge` that all people share: heights [columns], distances [rows,columns], and what they may not exceed (or None)
     y, limit = scalp.template[..., 1], None
@@ -258,7 +258,7 @@ def edge(scalp, st, seed=0): # -> [rows,columns], world units, > 0 inside the ha
     e = e + (2*noise1(scalp.azimuth/(2*math.pi), st.locks*2, seed) - 1)*st.ragged
     return e if limit is None else torch.minimum(e, limit)
 
-# %% ../../nbs/2_field/27_hair.ipynb #534189dd
+
 def turn(q): # [...,>=2] -> [...]
     "The angle of q in turns, 0..1."
     return torch.atan2(q[..., 0], q[..., 1])/(2*math.pi) % 1
@@ -274,7 +274,7 @@ def flow(scalp, st): # -> q [rows,columns,3]: position about the pole, its first
     q = torch.stack([d@x, d@y*st.squeeze, d@pole], -1)
     return q, turn(q), torch.acos(normalize(q, dim=-1)[..., 2].clamp(-1, 1))
 
-# %% ../../nbs/2_field/27_hair.ipynb #0cb4de95
+# %% ../../nbs/2_field/27_hair.ipynb #995c8e77
 @functools.lru_cache(maxsize=64)
 def _fullness(scalp, st): # the part of `thickness` that all people share [rows,columns]
     p, front = scalp.template, scalp.front
@@ -300,7 +300,7 @@ def thickness(scalp, st, e, lock, seed=0): # e: edge; lock: clump noise 0..1
     if st.wave: t = t + st.wave*torch.sin(p[..., 1]*st.wave_k + 6*lock)*smoothstep(.15, .03, p[..., 1])
     return t
 
-# %% ../../nbs/2_field/27_hair.ipynb #d8322527
+# %% ../../nbs/2_field/27_hair.ipynb #eaf8de3d
 def hang(scalp, O,  # [rows,columns,3] shell
          tuck,      # inward, per unit of height
          widest=.21 # shoulders do not push hair further out than this
@@ -312,7 +312,7 @@ def hang(scalp, O,  # [rows,columns,3] shell
     wall = (wall + down).cummax(0).values - down                    # r_j = max(r_j, r_{j-1} - tuck dy_j) without a loop
     return torch.cat([O[:DOME], O[DOME:] + (wall[1:] - rho[DOME:])[..., None]*scalp.outward])
 
-# %% ../../nbs/2_field/27_hair.ipynb #534d600b
+# %% ../../nbs/2_field/27_hair.ipynb #f7d964fa
 def shell(scalp, v,        # guide grid; [v,3] the person's head at rest
           st,              # Style
           rng,             # random.Random
@@ -329,7 +329,7 @@ def shell(scalp, v,        # guide grid; [v,3] the person's head at rest
     if st.flat and press is None: O[..., 1] = O[..., 1] - .85*(O[..., 1] - st.flat).clamp(min=0)
     return hang(scalp, O, st.tuck), q, e, lock
 
-# %% ../../nbs/2_field/27_hair.ipynb #7322aa60
+# %% ../../nbs/2_field/27_hair.ipynb #bb0f1add
 MATERIALS = ('torso', 'neck', 'face', 'scalp', 'ear', 'lip', 'lid', 'eyeball', 'mouth', 'teeth', 'tongue', 'lash',   # the parts of the head mesh
              'hair', 'band', 'beard', 'frame', 'lens', 'hat')
 MATERIAL = {k: i for i, k in enumerate(MATERIALS)}
@@ -347,7 +347,7 @@ class Sheet:
     ao: torch.Tensor   # [v] occlusion, 1 is open
     kind: int          # index of MATERIALS
 
-# %% ../../nbs/2_field/27_hair.ipynb #7631e4d9
+# %% ../../nbs/2_field/27_hair.ipynb #1b4436cd
 @functools.lru_cache(maxsize=64)
 def grid_faces(rows, columns): # -> [f,3]
     "Triangles of a grid whose columns close to a ring."
@@ -356,7 +356,7 @@ def grid_faces(rows, columns): # -> [f,3]
     c, d = a + columns, b + columns
     return torch.cat([torch.stack([a, c, b], -1).view(-1, 3), torch.stack([b, c, d], -1).view(-1, 3)])
 
-# %% ../../nbs/2_field/27_hair.ipynb #d6b94a1a
+# %% ../../nbs/2_field/27_hair.ipynb #944c8842
 @functools.cache
 def _drape():
     "One thread a grid point: normal and strand direction. Two neighbours each way; the first and the last row have one."
@@ -388,11 +388,11 @@ def sheet(O, q,               # [rows,columns,3]
     O, q, wp, k = O.contiguous(), q.contiguous(), _warp(), O.shape[0]*O.shape[1]
     flat, f = lambda x, otherwise: torch.full((k,), otherwise) if x is None else x.reshape(-1), grid_faces(*O.shape[:2])
     n, t = torch.empty_like(O), torch.empty_like(O)
-    wp.launch(_drape(), O.shape[:2], [wp.from_torch(x, dtype=wp.vec3) for x in (O, q, n, t)])
+    wp.launch(_drape(), O.shape[:2], [wp.from_torch(x, dtype=wp.vec3, return_ctype=True) for x in (O, q, n, t)])
     if e is not None: f = f[(e.reshape(-1) > -.03)[f].any(1)]
     return Sheet(O.view(-1, 3), f, n.view(-1, 3), q.view(-1, 3), t.view(-1, 3), flat(e, 1.), flat(b, 0.), flat(ao, 1.), MATERIAL[kind])
 
-# %% ../../nbs/2_field/27_hair.ipynb #d4fb6f4f
+# %% ../../nbs/2_field/27_hair.ipynb #5b474c27
 def bezier(*points, k=24): # control points [3] -> [k,3]
     "De Casteljau: a curve from the first point to the last, drawn to those between."
     s, p = torch.linspace(0, 1, k)[:, None], [torch.as_tensor(x, dtype=torch.float32) for x in points]
@@ -414,7 +414,7 @@ def _along(path): # [k,3] -> tangent, two normals
     s = normalize(torch.linalg.cross(torch.tensor(_aside(path)).expand_as(d), d, dim=1), dim=1)
     return d, s, torch.linalg.cross(d, s, dim=1)
 
-# %% ../../nbs/2_field/27_hair.ipynb #bd04dda7
+# %% ../../nbs/2_field/27_hair.ipynb #cfc2e4e6
 @functools.cache
 def _roll():
     "One thread a grid point: circles around a path, in the frame of `_along`."
@@ -441,11 +441,11 @@ def tube(path, radius,       # [k,3]; number or [k]
     k, wp, path = len(path), _warp(), path.contiguous()
     r = torch.as_tensor(radius, dtype=torch.float32).expand(k).clone()
     if round_ends: r[0], r[-1] = r[0]*.4, r[-1]*.15
-    O, q, vec = torch.empty(k, sides, 3), torch.empty(k, sides, 3), lambda x: wp.from_torch(x, dtype=wp.vec3)
+    O, q, vec = torch.empty(k, sides, 3), torch.empty(k, sides, 3), lambda x: wp.from_torch(x, dtype=wp.vec3, return_ctype=True)
     wp.launch(_roll(), (k, sides), [vec(path), wp.from_torch(r), _aside(path), float(twist), float(phase), vec(O), vec(q)])
     return sheet(O, q, kind, b=q[..., 2]*.2)
 
-# %% ../../nbs/2_field/27_hair.ipynb #88eed1ce
+# %% ../../nbs/2_field/27_hair.ipynb #6a8b74f7
 def ball(c, radii,           # [3]; number or three (the second along `axis`)
          axis=(0, 1., 0), kind='hair', twist=3., lump=.06, phase=0., rows=13, columns=20):
     "A wound-up ball."
@@ -457,7 +457,7 @@ def ball(c, radii,           # [3]; number or three (the second along `axis`)
     O = torch.as_tensor(c) + w[..., :1]*x + w[..., 1:2]*y + w[..., 2:]*torch.linalg.cross(x, y)
     return sheet(O, torch.stack([a.sin(), a.cos(), ph], -1), kind, b=ph*.03)
 
-# %% ../../nbs/2_field/27_hair.ipynb #48da3ba0
+# %% ../../nbs/2_field/27_hair.ipynb #5561c65b
 def bun(scalp, B, rng, length, azimuth, y, size, squash):
     "A ball of hair."
     p, d = scalp.at(B, azimuth, y)
@@ -484,7 +484,7 @@ def braid(scalp, B, rng, length, azimuth, y, width, fall):
     w, ph = width*(1 - .45*u), [u*9*math.pi + i*2*math.pi/3 for i in range(3)]
     return [tube(path + (w*x.sin())[:, None]*s + (.55*w*(2*x).sin())[:, None]*m, .62*w, sides=8, twist=1., phase=i) for i, x in enumerate(ph)]
 
-# %% ../../nbs/2_field/27_hair.ipynb #ea33d668
+# %% ../../nbs/2_field/27_hair.ipynb #b440cece
 def locks(scalp, B, rng, length, count, size, O=None, e=None):
     "Thick strands that hang along the shell: dreadlocks."
     out = []
@@ -500,7 +500,7 @@ def locks(scalp, B, rng, length, count, size, O=None, e=None):
         out.append(tube(path, size*rng.uniform(.8, 1.2), sides=6, twist=6.))
     return out
 
-# %% ../../nbs/2_field/27_hair.ipynb #69f7e72b
+# %% ../../nbs/2_field/27_hair.ipynb #85727a43
 _EXTRAS = dict(bun=bun, tail=tail, braid=braid, locks=locks)
 
 def hair(scalp, v, st, rng,         # as `shell`
@@ -516,7 +516,7 @@ def hair(scalp, v, st, rng,         # as `shell`
         out += _EXTRAS[kind](scalp, B, rng, length, *numbers, **(dict(O=O, e=e) if kind == 'locks' else {}))
     return out
 
-# %% ../../nbs/2_field/27_hair.ipynb #c0deb7a5
+# %% ../../nbs/2_field/27_hair.ipynb #f7dbb5cb
 HATS = dict(beanie=(.128, .30), cap=(.145, .38), fedora=(.135, .22), bucket=(.125, .20), headband=(.15, .35), scarf=(.145, 0.), tophat=(.14, .25), bandana=(.14, .42))   # rim in front, rise of the rim to the front
 _LIFT = dict(fedora=.03, tophat=.085, bucket=.02)                                   # of the crown
 _BRIM = dict(fedora=(.085, -.004), bucket=(.055, -.05), tophat=(.05, .012), cap=(.10, -.018))   # width, droop
@@ -532,7 +532,7 @@ def above_rim(scalp, kind): # key of HATS -> [rows,columns]
     e = y - curve(scalp.front, ((0, .145), (28, .14), (44, .08), (54, -.10), (62, -.2), (180, -.30)))
     return e*torch.where((scalp.front > 38) & (scalp.front < 66), .25, 1.)
 
-# %% ../../nbs/2_field/27_hair.ipynb #3b82c98f
+# %% ../../nbs/2_field/27_hair.ipynb #b59cfa52
 def _blocked(scalp, O, e, kind): # a crown with upright sides
     O = O.clone()
     O[..., 1] += _LIFT[kind]*smoothstep(0, .05, e)
@@ -557,7 +557,7 @@ def brim(scalp, O, e, kind): # shell [rows,columns,3]; height above the rim
     q = torch.stack([out[:, 0].expand(6, -1), out[:, 2].expand(6, -1), torch.zeros(6, len(rim))], -1)
     return sheet(P, q, 'hat', e=(55 - scalp.front).expand(6, -1)*.002 if kind == 'cap' else None)
 
-# %% ../../nbs/2_field/27_hair.ipynb #3c6c34db
+# %% ../../nbs/2_field/27_hair.ipynb #25867667
 def hat(scalp, v, kind, rng): # key of HATS -> [Sheet, ...]
     "The meshes of a hat; `hair(press=above_rim(...))` fits under it."
     if kind not in HATS: raise BadInput(f"no hat '{kind}'{suggest(kind, HATS)}")
@@ -578,7 +578,7 @@ def hat(scalp, v, kind, rng): # key of HATS -> [Sheet, ...]
         out.append(ball(p + d*.01, (.018, .014, .018), axis=d, kind='hat'))
     return out
 
-# %% ../../nbs/2_field/27_hair.ipynb #48bf699c
+# %% ../../nbs/2_field/27_hair.ipynb #755ce359
 GLASSES = dict(round=(.042, .040, 2., .0028, 0), rectangle=(.046, .030, 5., .0042, 0), square=(.046, .038, 4., .005, 0), thin=(.044, .032, 3., .0018, 0),
                aviator=(.047, .040, 2.4, .002, 1), wayfarer=(.047, .036, 3.2, .0055, 1), cat=(.045, .032, 2.6, .0045, 0))   # half width, half height, power, wire, dark
 
@@ -599,7 +599,7 @@ def _loop(path, r, sides=6): # closed tube
     O = torch.cat([O, O[:1]])
     return sheet(O, torch.tensor([0., 1, 0]).expand_as(O), 'frame')
 
-# %% ../../nbs/2_field/27_hair.ipynb #569064dc
+# %% ../../nbs/2_field/27_hair.ipynb #f1d386aa
 def glasses(scalp, v, kind,   # [v,3] head at rest; key of GLASSES
             eyes, nose):      # [2,3] centres of the left and right eyeball; [3] bridge of the nose
     "Rims, bridge, temples and (for sun glasses) lenses."
@@ -621,7 +621,7 @@ def glasses(scalp, v, kind,   # [v,3] head at rest; key of GLASSES
     bridge = torch.stack([x*(gap - w + .004), y + .25*h + .006*(1 - x*x), z + .004*(1 - x*x)], 1)
     return out + [tube(bridge, r, 'frame', sides=6, round_ends=False)]
 
-# %% ../../nbs/2_field/27_hair.ipynb #a5c880af
+# %% ../../nbs/2_field/27_hair.ipynb #a764f88e
 BEARDS = ('full', 'goatee', 'moustache', 'chin')
 
 

@@ -6,7 +6,7 @@
 __all__ = ['BACKGROUNDS', 'sitter', 'Drawn', 'zbuffer', 'ShadowMap', 'sky_seen', 'head_normals', 'posed', 'Part', 'joined',
            'as_part', 'outfit', 'Soup', 'build', 'backdrop', 'Sitter', 'Film', 'render_heads', 'codes']
 
-# %% ../../nbs/2_field/28_heads.ipynb #bed8f3ad
+# %% ../../nbs/2_field/28_heads.ipynb #3f3e9b57
 import functools, math, random
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
@@ -19,7 +19,7 @@ from .raster import vertex_normals, _warp
 from .hair import STYLES, HATS, GLASSES, BEARDS, MATERIALS, MATERIAL, Scalp, style, hair, hat, glasses, beard, above_rim, line_table
 from .people import HeadParams, Light, SEG, SHADERS, sample_head, person, records, shaders, shader_table, unit, _rig
 
-# %% ../../nbs/2_field/28_heads.ipynb #a12a15ff
+# %% ../../nbs/2_field/28_heads.ipynb #7065b462
 @functools.cache
 def _kernel():
     "One thread a triangle."
@@ -63,7 +63,7 @@ def _kernel():
                         wp.atomic_max(key, y*w + x, (wp.int64(z*1073741824.0) << wp.int64(32)) | wp.int64(f + 1))
     return splat
 
-# %% ../../nbs/2_field/28_heads.ipynb #3076e6c5
+# %% ../../nbs/2_field/28_heads.ipynb #4082b2fd
 class Drawn:
     "Triangles and what cuts them, ready for the kernel."
     def __init__(self, faces, # [f,3] int32
@@ -83,10 +83,10 @@ def zbuffer(key,          # [h*w] int64, changed in place: 0 is nothing, else ne
     "Draw triangles."
     if span[1] <= 0: return
     wp = _warp()
-    P, k = wp.from_torch(P, dtype=wp.vec3), wp.from_torch(key)
-    wp.launch(_kernel(), span[1], [P, *drawn.arrays, span[0], int(cull), float(strands), width, len(key)//width, k], device=P.device)
+    p, k = wp.from_torch(P, dtype=wp.vec3, return_ctype=True), wp.from_torch(key, return_ctype=True)
+    wp.launch(_kernel(), span[1], [p, *drawn.arrays, span[0], int(cull), float(strands), width, len(key)//width, k], device=wp.device_from_torch(P.device))
 
-# %% ../../nbs/2_field/28_heads.ipynb #41629115
+# %% ../../nbs/2_field/28_heads.ipynb #5385acf2
 @functools.cache
 def _shadows():
     "A shadow map, and the question to it."
@@ -116,7 +116,7 @@ def _shadows():
 
     return SimpleNamespace(Shadow=Shadow, lit=lit, ask=ask)
 
-# %% ../../nbs/2_field/28_heads.ipynb #e3f922c1
+# %% ../../nbs/2_field/28_heads.ipynb #b757b12b
 class ShadowMap:
     "What a far lamp sees."
     def __init__(self, v, drawn, count,         # [v,3]; Drawn, how many of its triangles cast shadows
@@ -139,7 +139,7 @@ class ShadowMap:
         wp.launch(_shadows().ask, len(p), [self.record, wp.from_torch(p.contiguous(), dtype=wp.vec3), bias, soft, wp.from_torch(out)])
         return out
 
-# %% ../../nbs/2_field/28_heads.ipynb #90131aed
+# %% ../../nbs/2_field/28_heads.ipynb #e47505c0
 def sky_seen(v, faces, k=64): # [v,3], [f,3] int32 -> [v] 0..1
     "Cosine-weighted share of the sky that each vertex sees."
     drawn = Drawn(faces, torch.ones(len(v)), torch.zeros(len(v), 2))
@@ -152,7 +152,7 @@ def sky_seen(v, faces, k=64): # [v,3], [f,3] int32 -> [v] 0..1
         den += cos
     return num/den
 
-# %% ../../nbs/2_field/28_heads.ipynb #51e0e3b1
+# %% ../../nbs/2_field/28_heads.ipynb #95464524
 def _incident(faces, n): # [f,3] -> [n,k] triangles around each vertex, padded with -1, int32
     vertex, order = faces.flatten().sort(stable=True)
     first = torch.searchsorted(vertex, torch.arange(n))
@@ -182,10 +182,10 @@ def _normals():
 def head_normals(v, T): # [v,3], `_template()` -> [v,3]
     "`vertex_normals` of the head, as a gather instead of a scatter."
     wp, out = _warp(), torch.empty_like(v)
-    wp.launch(_normals(), len(v), [wp.from_torch(v, dtype=wp.vec3), *T['near'], wp.from_torch(out, dtype=wp.vec3)])
+    wp.launch(_normals(), len(v), [wp.from_torch(v, dtype=wp.vec3, return_ctype=True), *T['near'], wp.from_torch(out, dtype=wp.vec3, return_ctype=True)])
     return out
 
-# %% ../../nbs/2_field/28_heads.ipynb #141e99ca
+# %% ../../nbs/2_field/28_heads.ipynb #9a73f500
 @functools.lru_cache
 def _template():
     "What depends on the head asset only."
@@ -208,7 +208,7 @@ def _landmarks(v): # [v,3] -> [70,3]
     corner, w = _template()['marks']
     return embedding_bag(corner, v, per_sample_weights=w, mode='sum')
 
-# %% ../../nbs/2_field/28_heads.ipynb #4a401ba2
+# %% ../../nbs/2_field/28_heads.ipynb #35adc977
 @functools.lru_cache(maxsize=2)
 def _rest(shape): # identity code -> vertices [v,3] without expression and pose
     return _rig().shaped(torch.tensor([shape]))[0]
@@ -226,7 +226,7 @@ def posed(h): # HeadParams -> vertices [v,3], rotation [3,3] and shift [3] of th
     R, J = rotation(torch.tensor(h.neck)), joints[0, 1]
     return (by_joint*rig.weights[..., None]).sum(1), R, J - R@J
 
-# %% ../../nbs/2_field/28_heads.ipynb #3191c6cb
+# %% ../../nbs/2_field/28_heads.ipynb #b1aa80c4
 @dataclass
 class Part:
     "Triangles with what shaders and z-buffer read."
@@ -252,7 +252,7 @@ def joined(parts): # [Part, ...] -> Part
 def as_part(s, fray): # Sheet, edge width of hair -> Part
     return Part(s.v, s.f.int(), torch.cat([s.n, s.q, s.t, torch.stack([s.b, s.ao, 0*s.b], 1)], 1), s.e/{'hair': fray, 'beard': .3}.get(MATERIALS[s.kind], .0005), torch.full((len(s.f),), s.kind, dtype=torch.int32))
 
-# %% ../../nbs/2_field/28_heads.ipynb #8127b4fc
+# %% ../../nbs/2_field/28_heads.ipynb #b02e4284
 @functools.lru_cache(maxsize=2)
 def outfit(seed, shape, hair_name, length, volume, hat_name, glasses_name): # of a HeadParams -> two lists of Part: hat and glasses; hair
     "What moves with the skull, at rest."
@@ -288,7 +288,7 @@ def build(h): # HeadParams -> Soup
     all, count = joined(sum(groups, [])), [sum(len(p.f) for p in g) for g in groups]
     return Soup(all.v, all.f, all.attr, Drawn(all.f, all.e, all.attr[:, 3:5].contiguous()), all.kind, (count[0], count[0] + count[1], sum(count)), _landmarks(v))
 
-# %% ../../nbs/2_field/28_heads.ipynb #5295ab04
+# %% ../../nbs/2_field/28_heads.ipynb #93be867c
 BACKGROUNDS = ('gradient', 'noise', 'plain', 'white')
 
 @functools.lru_cache(maxsize=64)
@@ -313,7 +313,7 @@ def backdrop(kind, seed, size): # one of BACKGROUNDS; integer; pixels -> sRGB [s
     w = _bicubic(k, size)
     return (w@(w@z.flatten(1)).view(size, k, 3)).clamp(0, 1)
 
-# %% ../../nbs/2_field/28_heads.ipynb #2443c6e9
+# %% ../../nbs/2_field/28_heads.ipynb #399ad5ad
 @functools.cache
 def _scenes():
     "What is seen, and where in a triangle."
@@ -339,7 +339,7 @@ def _scenes():
 
     return SimpleNamespace(Scene=Scene, weights=weights, of=of)
 
-# %% ../../nbs/2_field/28_heads.ipynb #8b84f547
+# %% ../../nbs/2_field/28_heads.ipynb #e85a50fa
 @functools.cache
 def _look():
     "A sample: everything the shaders ask for, between the corners of its triangle."
@@ -370,7 +370,7 @@ def _look():
 
     return look
 
-# %% ../../nbs/2_field/28_heads.ipynb #8ca59d0d
+# %% ../../nbs/2_field/28_heads.ipynb #3142e35b
 @functools.cache
 def _means():
     "The mean of samples."
@@ -407,7 +407,7 @@ def _means():
 
     return SimpleNamespace(add=add, mean=mean)
 
-# %% ../../nbs/2_field/28_heads.ipynb #6fc35177
+# %% ../../nbs/2_field/28_heads.ipynb #091b191d
 @functools.cache
 def _films():
     "What is kept of a picture."
@@ -449,7 +449,7 @@ def _films():
 
     return SimpleNamespace(Film=Film, keep=keep, keep_corr=keep_corr)
 
-# %% ../../nbs/2_field/28_heads.ipynb #60a9ab30
+# %% ../../nbs/2_field/28_heads.ipynb #ed91455c
 @functools.cache
 def _expose():
     "One thread a pixel."
@@ -496,7 +496,7 @@ def _expose():
 
     return expose
 
-# %% ../../nbs/2_field/28_heads.ipynb #7663e40f
+# %% ../../nbs/2_field/28_heads.ipynb #e9977071
 class Sitter:
     "A person ready for any number of pictures: what does not depend on the camera is made once."
     def __init__(self, h,        # HeadParams
@@ -530,7 +530,7 @@ class Sitter:
         front = 1/((key[i[:, 1]*S + i[:, 0]] >> 32).float()/2**30).clamp(min=1e-3)
         return uv, inside & (x[:, 2] < front + .012)
 
-# %% ../../nbs/2_field/28_heads.ipynb #ad73af2a
+# %% ../../nbs/2_field/28_heads.ipynb #d6e79645
 class Film:
     "n pictures and what is true about them."
     def __init__(self, n, size, samples, corr): # pictures, pixels, samples per side of a pixel, with the correspondence map?
@@ -548,7 +548,7 @@ class Film:
         wp.launch(_expose(), (self.size, self.size), [sitter.scene, sitter.person, shader_table(), wp.from_torch(key), wp.from_torch(bald), self.record, i, self.samples, int('corr' in t)])
         t['landmarks'][i], t['visible'][i] = sitter.landmarks(c, key, S)
 
-# %% ../../nbs/2_field/28_heads.ipynb #91ae17e6
+# %% ../../nbs/2_field/28_heads.ipynb #6eed32fd
 sitter = functools.lru_cache(maxsize=2)(Sitter)   # the next picture of the same person costs no mesh
 
 

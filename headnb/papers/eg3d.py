@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CONFIGS', 'EG3DCfg', 'released', 'small', 'short', 'config']
 
-# %% ../../nbs/4_papers/40_eg3d.ipynb #a3d29ee9
+# %% ../../nbs/4_papers/40_eg3d.ipynb #28cd1293
 from dataclasses import dataclass
 from math import prod
 from ..base.core import require, suggest
@@ -18,7 +18,7 @@ from ..gan.generator import Generator, GeneratorCfg
 from ..gan.terms import ScheduleCfg
 from ..gan.train import ReconCfg, TrainCfg
 
-# %% ../../nbs/4_papers/40_eg3d.ipynb #d0b9aa19
+# %% ../../nbs/4_papers/40_eg3d.ipynb #c12ccf12
 @dataclass(frozen=True)
 class EG3DCfg:
     "Everything an EG3D run needs: generator, discriminator, training."
@@ -31,7 +31,7 @@ class EG3DCfg:
         side = g.superres.size*prod(g.superres.ups) if g.superres.widths else g.raw_size
         require(d.resolution == side, f'D reads images of side {d.resolution}; G makes {side}')
 
-# %% ../../nbs/4_papers/40_eg3d.ipynb #501df8b8
+# %% ../../nbs/4_papers/40_eg3d.ipynb #2da1de31
 def released(white_back=False,  # add the missing opacity as white
              box_warp=1.,       # side of the cube, world units
              near=2.25, far=3.3,# depth limits along the ray
@@ -45,7 +45,7 @@ def released(white_back=False,  # add the missing opacity as white
                                 render=RenderCfg(samples, samples, near, far, box_warp, white_back=white_back), superres=superres_cfg(superres, half='float16')),
                    DiscriminatorCfg(resolution=resolution, half='float16'), train)
 
-# %% ../../nbs/4_papers/40_eg3d.ipynb #02dc807a
+# %% ../../nbs/4_papers/40_eg3d.ipynb #2c6c2392
 def small(side,               # of the image, pixels
           raw,                # of the volume rendering, pixels
           planes=64,          # side of the planes
@@ -66,7 +66,7 @@ def small(side,               # of the image, pixels
                      DecoderCfg(channels, 2*channels, channels), RenderCfg(samples, 0, near, far, box_warp, white_back=white_back), sr, raw)
     return EG3DCfg(G, DiscriminatorCfg(side, channel_base=d_base or base*2//3, channel_max=top, map_layers=2, clamp=None), train)
 
-# %% ../../nbs/4_papers/40_eg3d.ipynb #72e3b984
+# %% ../../nbs/4_papers/40_eg3d.ipynb #e163ccde
 def short(kimg, batch, blur, gamma, raw, **kw):
     "Training of a small model: the published schedules, shortened in proportion."
     return TrainCfg(kimg=kimg, batch=batch, gamma=gamma, snapshot_kimg=kw.pop('snapshot_kimg', 10.), density_every=8, channels_last=True, share_fakes=True,
@@ -78,7 +78,7 @@ CONFIGS = {
     'micro': small(32, 32, planes=32, channels=12, w_dim=64, base=1024, top=64, samples=20, train=short(10., 16, 2., 0.3, 32)),
     # a cube no larger than what the cameras see; no pose conditioning, for who our people are does not depend on the camera
     'mini': small(64, 32, planes=32, samples=14, near=2.35, far=3.05, white_back=True, box_warp=0.7, d_base=1024, mapping=dict(zero_c=True, lr_mul=0.1),
-                  train=short(200., 16, 1., 0.2, 32, mirror=True, recon=ReconCfg(kimg=14., coarse_kimg=10., fade_kimg=4., end=0.1, outside=True, kl=1e-4))),
+                  train=short(200., 16, 1., 0.05, 32, mirror=True, recon=ReconCfg(kimg=14., coarse_kimg=10., fade_kimg=4., outside=True, kl=1e-4))),
     'paper': released(train=TrainCfg(schedule=ScheduleCfg(raw_size=64))),
     'paper-128': released(raw_size=128, train=TrainCfg(kimg=2000., schedule=ScheduleCfg(blur_sigma=0., blur_kimg=0., raw_size=64, raw_final=128, ema_rampup=None))),
     'paper-cats': released(train=TrainCfg(gamma=5., ada=True, schedule=ScheduleCfg(raw_size=64, swap_prob=0.8))),
