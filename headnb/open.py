@@ -15,7 +15,7 @@ __all__ = ['OPCODES', 'STEPS', 'STORAGES', 'MAGIC', 'SMALL', 'SCALARS', 'CALLS',
            'overrides', 'assemble', 'about', 'open_official', 'printable', 'look', 'records', 'inspect',
            'network_lines', 'convert', 'main']
 
-# %% ../nbs/6_tools/61_open.ipynb #2d34dd54
+# %% ../nbs/6_tools/61_open.ipynb #b313c224
 import argparse, functools, importlib, importlib.util, json, math, re, struct, sys
 from collections import Counter
 from dataclasses import dataclass, field
@@ -25,7 +25,7 @@ from torch.overrides import TorchFunctionMode
 from .base.core import BadInput, from_dict, require, sha256_of, to_dict
 from .gan.checkpoint import OFFICIAL, official_to_ours, ours_to_official, save
 
-# %% ../nbs/6_tools/61_open.ipynb #93e8e753
+# %% ../nbs/6_tools/61_open.ipynb #e9cd6792
 OPCODES = {0x80: ('PROTO', 'u1'), 0x95: ('FRAME', 'u8'), 0x2e: ('STOP', ''), 0x28: ('MARK', ''), 0x30: ('POP', ''), 0x31: ('POP_MARK', ''), 0x32: ('DUP', ''),
     0x4e: ('NONE', ''), 0x88: ('NEWTRUE', ''), 0x89: ('NEWFALSE', ''), 0x4b: ('BININT1', 'u1'), 0x4d: ('BININT2', 'u2'), 0x4a: ('BININT', 'i4'),
     0x8a: ('LONG1', 'n1'), 0x8b: ('LONG4', 'n4'), 0x47: ('BINFLOAT', 'f8'), 0x49: ('INT', 'l'), 0x4c: ('LONG', 'l'), 0x46: ('FLOAT', 'l'),
@@ -39,7 +39,7 @@ OPCODES = {0x80: ('PROTO', 'u1'), 0x95: ('FRAME', 'u8'), 0x2e: ('STOP', ''), 0x2
     0x63: ('GLOBAL', 'll'), 0x93: ('STACK_GLOBAL', ''), 0x52: ('REDUCE', ''), 0x62: ('BUILD', ''), 0x69: ('INST', 'll'), 0x6f: ('OBJ', ''),
     0x81: ('NEWOBJ', ''), 0x92: ('NEWOBJ_EX', ''), 0x50: ('PERSID', 'l'), 0x51: ('BINPERSID', ''), 0x82: ('EXT1', 'u1'), 0x83: ('EXT2', 'u2'), 0x84: ('EXT4', 'i4')}
 
-# %% ../nbs/6_tools/61_open.ipynb #86f1bc14
+# %% ../nbs/6_tools/61_open.ipynb #99dcfcd7
 @dataclass(frozen=True)
 class Limits:
     "What a file may need at most."
@@ -85,7 +85,7 @@ def argument(data,   # memoryview of the file
     if n > limits.integer: raise BadInput(f'byte {at - n}: an integer of {n} bytes')
     return int.from_bytes(raw, 'little', signed=True), at
 
-# %% ../nbs/6_tools/61_open.ipynb #2883cec2
+# %% ../nbs/6_tools/61_open.ipynb #848ef45b
 def scan(data,            # memoryview of the file
          at=0,            # where the pickle starts
          limits=Limits(),
@@ -107,7 +107,7 @@ def scan(data,            # memoryview of the file
         if name == 'STOP': return
     raise BadInput(f'more than {limits.ops} instructions; limits=Limits(ops=...) admits more')
 
-# %% ../nbs/6_tools/61_open.ipynb #dcf145d9
+# %% ../nbs/6_tools/61_open.ipynb #4a628a05
 def byte_map(data, limits=Limits()):
     "(start, end, kind) along the file; kind: 'structure', 'source' (texts of more than 200 letters) or 'numbers' (bytes of more than 200)."
     runs = []
@@ -117,7 +117,7 @@ def byte_map(data, limits=Limits()):
         else: runs.append((here, end, kind))
     return runs
 
-# %% ../nbs/6_tools/61_open.ipynb #b368d936
+# %% ../nbs/6_tools/61_open.ipynb #d26fafbf
 @dataclass(eq=False, repr=False, slots=True)
 class Name:
     "A global that the file names. Nothing is fetched."
@@ -146,7 +146,7 @@ class Tensor:
     size: tuple
     stride: tuple
 
-# %% ../nbs/6_tools/61_open.ipynb #72dea6eb
+# %% ../nbs/6_tools/61_open.ipynb #c345fc88
 STEPS = {}   # name of an instruction -> function (machine, argument)
 
 class Machine:
@@ -183,7 +183,7 @@ STEPS |= {'PROTO': proto, 'FRAME': frame, 'STOP': lambda m, arg: None, 'MARK': m
           'EMPTY_LIST': fresh(list), 'EMPTY_DICT': fresh(dict), 'EMPTY_SET': fresh(set)}
 STEPS |= dict.fromkeys(['BININT', 'BININT1', 'BININT2', 'LONG1', 'LONG4', 'BINFLOAT', 'SHORT_BINUNICODE', 'BINUNICODE', 'BINUNICODE8', 'SHORT_BINBYTES', 'BINBYTES', 'BINBYTES8'], push)
 
-# %% ../nbs/6_tools/61_open.ipynb #a8a1ef96
+# %% ../nbs/6_tools/61_open.ipynb #97a0b4b8
 def key(k):
     "A key of a dictionary or an element of a set."
     if type(k) is str or type(k) is int and abs(k) < 2**31: return k
@@ -213,7 +213,7 @@ def additems(m, arg): xs = items(m); last(m, set).update(map(key, xs))
 STEPS |= {'TUPLE1': tuple_of(1), 'TUPLE2': tuple_of(2), 'TUPLE3': tuple_of(3), 'TUPLE': lambda m, arg: push(m, tuple(items(m))), 'FROZENSET': lambda m, arg: push(m, frozenset(map(key, items(m)))),
           'APPEND': append, 'APPENDS': appends, 'SETITEM': setitem, 'SETITEMS': lambda m, arg: put_items(m, items(m)), 'ADDITEMS': additems}
 
-# %% ../nbs/6_tools/61_open.ipynb #932d5b28
+
 def remember(m, i):
     i = len(m.memo) if i is None else i
     if i in m.memo: raise BadInput(f'memo entry {i} is written twice')
@@ -225,7 +225,7 @@ def recall(m, i):
 
 STEPS |= {'MEMOIZE': remember, 'BINPUT': remember, 'LONG_BINPUT': remember, 'BINGET': recall, 'LONG_BINGET': recall}
 
-# %% ../nbs/6_tools/61_open.ipynb #b928805e
+# %% ../nbs/6_tools/61_open.ipynb #4b49d3a3
 def fetch(m, words):
     if words is None: words = [m.stack.pop(-2), m.stack.pop()]
     ok = all(type(w) is str and re.fullmatch(r'\w[\w.]*', w) and len(w) <= m.limits.name for w in words)
@@ -266,7 +266,7 @@ def short(x): # text for messages: one line, bounded, printable
 
 STEPS |= {'GLOBAL': fetch, 'STACK_GLOBAL': fetch, 'REDUCE': reduce, 'NEWOBJ': newobj, 'BUILD': build, 'BINPERSID': persid}
 
-# %% ../nbs/6_tools/61_open.ipynb #f3ce7441
+# %% ../nbs/6_tools/61_open.ipynb #aa936454
 STORAGES = {'torch.FloatStorage': torch.float32, 'torch.DoubleStorage': torch.float64, 'torch.HalfStorage': torch.float16, 'torch.BFloat16Storage': torch.bfloat16,
             'torch.LongStorage': torch.int64, 'torch.IntStorage': torch.int32, 'torch.ByteStorage': torch.uint8, 'torch.BoolStorage': torch.bool}
 MAGIC, SMALL = 0x1950a86a20f9469cfc6c, Limits(ops=64, text=4096)
@@ -299,7 +299,7 @@ def read_storage(data, # memoryview: a torch.save stream of one storage
     require(n == pid[4] and n*dtype.itemsize == len(data) - at, f'a storage announces {short(pid[4])} and {n} numbers; {(len(data) - at)/dtype.itemsize:g} are there')
     return Storage(dtype, data[at:])
 
-# %% ../nbs/6_tools/61_open.ipynb #c1d316bd
+# %% ../nbs/6_tools/61_open.ipynb #917e6771
 def rebuild_tensor(storage, offset, size, stride, requires_grad=False, hooks=None, metadata=None):
     "torch._utils._rebuild_tensor_v2, without the tensor."
     ok = type(storage) is Storage and type(size) is tuple and type(stride) is tuple and len(size) == len(stride) <= 8 and all(type(n) is int and n >= 0 for n in (offset, *size, *stride))
@@ -326,7 +326,7 @@ def numbers_of(t: Tensor) -> torch.Tensor:
     if lo == hi: return torch.zeros(t.size, dtype=t.storage.dtype)
     return torch.frombuffer(bytearray(t.storage.data[lo*b:hi*b]), dtype=t.storage.dtype).as_strided(t.size, t.stride).contiguous()
 
-# %% ../nbs/6_tools/61_open.ipynb #aadf7678
+# %% ../nbs/6_tools/61_open.ipynb #896f4741
 def persistent_object(meta):
     "torch_utils.persistence: an object with the source of its class. The source is kept as text."
     ok = type(meta) is dict and meta.get('type') == 'class' and all(type(meta.get(k)) is t for k, t in (('class_name', str), ('module_src', str), ('state', dict)))
@@ -364,7 +364,7 @@ DICTS = ('dnnlib.util.EasyDict', 'collections.OrderedDict')                     
 CLASSES = r'torch\.nn\.modules\.\w+\.[A-Z]\w*|(\w+\.)*(training\w*|torch_utils|dnnlib|models)(\.\w+)+'
 VALUES = ('torch.float32', 'torch.float16', 'torch.float64')                      # named, never called
 
-# %% ../nbs/6_tools/61_open.ipynb #8d471625
+# %% ../nbs/6_tools/61_open.ipynb #a20f616e
 def resolver(stubs=(), # packages whose classes are taken as records too
             ):         # function: path -> Name, or BadInput
     "The allow-list as a function."
@@ -381,7 +381,7 @@ def resolver(stubs=(), # packages whose classes are taken as records too
         return Name(path, make=lambda: Record(path))
     return resolve
 
-# %% ../nbs/6_tools/61_open.ipynb #34e3e653
+# %% ../nbs/6_tools/61_open.ipynb #95a16579
 def inside(x): # the objects directly inside one
     "Children of a container or record."
     if type(x) is dict: return list(x.values())
@@ -424,7 +424,7 @@ def unpickle(data, stubs=(), limits=Limits()): # memoryview -> the dict of netwo
     check_depth(root, limits.depth)
     return root
 
-# %% ../nbs/6_tools/61_open.ipynb #50103386
+# %% ../nbs/6_tools/61_open.ipynb #3884d504
 def part(record, name): # a dictionary of the state, or {}
     x = (record.state or {}).get(name) or {}
     require(type(x) is dict and all(type(k) is str for k in x), f'{record.class_name}: {name} is no dictionary of names')
@@ -447,7 +447,7 @@ def tensors(record, limits=Limits()): # Record of a network -> {released key: Te
     walk(record, '', 0)
     return out
 
-# %% ../nbs/6_tools/61_open.ipynb #a8bb04eb
+# %% ../nbs/6_tools/61_open.ipynb #23fed079
 BOUNDS = {'num_layers': 64, 'img_resolution': 4096, 'img_channels': 1024, 'z_dim': 1 << 16, 'w_dim': 1 << 16, 'c_dim': 1 << 16, 'depth_resolution': 1024, 'depth_resolution_importance': 1024,
           'neural_rendering_resolution': 1024, 'triplane_size': 1024, 'triplane_depth': 64, 'seg_resolution': 4096, 'cmap_dim': 1 << 16, 'mbstd_group_size': 1024, 'mbstd_num_channels': 1024,
           'channel_base': 1 << 24, 'channel_max': 1 << 14, 'sr_num_fp16_res': 64, 'num_fp16_res': 64}      # option -> largest value that makes sense
@@ -478,7 +478,7 @@ def number(x, where):
     require(top is None or 0 <= x <= top, f'{where} is {short(x)}; 0 to {top} make sense')
     return x
 
-# %% ../nbs/6_tools/61_open.ipynb #d686c9dd
+# %% ../nbs/6_tools/61_open.ipynb #05f966b7
 def plane_axes(record): # Record of a generator -> names of the axes as in AXES, or None
     "The axes of the planes, from the renderer inside."
     renderer = part(record, '_modules').get('renderer')
@@ -499,7 +499,7 @@ def settings(record, positional=()): # Record of a network, names of arguments w
     kwargs = plain(dict(zip(positional, args)) | kwargs, record.class_name)
     return kwargs, {k: plain(s[k], f'{record.class_name}.{k}') for k in ('neural_rendering_resolution', 'rendering_kwargs') if s.get(k) is not None}
 
-# %% ../nbs/6_tools/61_open.ipynb #d0056ab6
+# %% ../nbs/6_tools/61_open.ipynb #41e3782a
 @dataclass(frozen=True)
 class Family:
     "How to recognise and to build one family of released models."
@@ -530,7 +530,7 @@ def fetch_part(family, what): # Family, 'G', 'G_cfg', ... -> the class or functi
     require(ok, f'this is a {family.name} model; this version of headnb can not build that family yet ({module} is missing)')
     return getattr(importlib.import_module(module), name)
 
-# %% ../nbs/6_tools/61_open.ipynb #72400bc6
+# %% ../nbs/6_tools/61_open.ipynb #98cfc5be
 class Frugal(TorchFunctionMode):
     "While a model is built: zeros instead of random numbers, and a limit to how many."
     def __init__(self, numbers): super().__init__(); self.left = numbers
@@ -562,7 +562,7 @@ def conflicts(model,    # our module
     kind = [official[k] for k in own if k in found and not found[k].storage.dtype.is_floating_point]
     return [f'{what}: {listed(names)}' for what, names in (('missing keys', lost), ('unknown keys', odd), ('other shapes', shape), ('not floating-point', kind)) if names]
 
-# %% ../nbs/6_tools/61_open.ipynb #d3344179
+# %% ../nbs/6_tools/61_open.ipynb #6f7df066
 def build_model(record,  # Record of a network
                 who,     # 'G' or 'D'
                 family,  # Family
@@ -591,7 +591,7 @@ def sound(what, f, *args, **kw): # calls f; whatever fails is the file's fault
     except BadInput: raise
     except Exception as e: raise BadInput(f'{what}: {type(e).__name__}: {short(str(e))}') from e
 
-# %% ../nbs/6_tools/61_open.ipynb #5edafc08
+# %% ../nbs/6_tools/61_open.ipynb #904620e9
 @dataclass
 class Official:
     "A released checkpoint, opened."
@@ -631,7 +631,7 @@ def overrides(record, family): # -> {option: [constructor, attribute]}
     changed = {k: [first.get(k), then.get(k)] for k in {**first, **then} if first.get(k) != then.get(k)}
     return changed | ({'neural_rendering_resolution': [64, r]} if (r := own.get('neural_rendering_resolution', 64)) != 64 else {})
 
-# %% ../nbs/6_tools/61_open.ipynb #6d407fea
+# %% ../nbs/6_tools/61_open.ipynb #a478a310
 def assemble(root,  # the dict of a file, as inert records
              size,  # bytes of the file
              limits=Limits(),
@@ -671,7 +671,7 @@ def open_official(path,            # a .pkl of EG3D, PanoHead or a fork
     opened.meta |= {'file': Path(path).name, 'sha256': sha256_of(path)}
     return opened
 
-# %% ../nbs/6_tools/61_open.ipynb #54c1a946
+# %% ../nbs/6_tools/61_open.ipynb #c2dc1ff0
 def printable(text): # for a terminal
     "Text without control characters."
     return ''.join(ch if ch.isprintable() or ch in '\n\t' else f'\\x{ord(ch):02x}' for ch in text)
@@ -716,7 +716,7 @@ def inspect(path, stubs=(), source=None, limits=Limits()): # source: a class nam
     except BadInput as e: say.append(f'refused: {e}')
     return printable('\n'.join(say))
 
-# %% ../nbs/6_tools/61_open.ipynb #62b14a27
+# %% ../nbs/6_tools/61_open.ipynb #ff8fb838
 def network_lines(root, limits):
     "One line for each entry of the file, one for each source text."
     say = ['entries:']
@@ -733,7 +733,7 @@ def network_lines(root, limits):
         if r.source: texts.setdefault(r.source, Counter())[r.class_name] += 1
     return say + ['source texts (shown by --source CLASS, never run):'] + [f'  {len(t.splitlines())} lines for {", ".join(f"{n} {c}" for c, n in cs.items())}' for t, cs in texts.items()]
 
-# %% ../nbs/6_tools/61_open.ipynb #870814eb
+
 def convert(path, folder, stubs=(), limits=Limits()): # -> path of the safetensors file
     "A released checkpoint to our format."
     return open_official(path, stubs, limits).save(folder)

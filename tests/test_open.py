@@ -1,5 +1,5 @@
 """Official-like files open, hostile ones are refused: one line, bounded time and memory, nothing executed. `-s` prints the measured bounds."""
-import gzip, io, json, lzma, math, os, re, stat, struct, subprocess, sys, time, zipfile
+import gzip, io, json, lzma, math, os, re, stat, struct, subprocess, sys, time, warnings, zipfile, zlib
 from pathlib import Path
 
 import numpy as np
@@ -314,13 +314,62 @@ def flipped(data, i, bit):
     return bytes(b)
 
 
+def picture(side=8, colour=3, value=90):
+    from PIL import Image
+    f = io.BytesIO(); Image.fromarray(np.full((side, side, colour), value, np.uint8)).save(f, 'png')
+    return f.getvalue()
+
+
+def png_of(width, height):
+    "A picture of zeros that claims and holds width x height bits."
+    chunk = lambda kind, data: struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
+    return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', struct.pack('>IIBBBBB', width, height, 1, 0, 0, 0, 0)) + chunk(b'IDAT', zlib.compress(bytes((width//8 + 1)*height))) + chunk(b'IEND', b'')
+
+
+def labelled(path, label=None, labels=None, name='img.png', image=None, text=None, extra=()):
+    "A data set of one picture as a zip; what is hostile is given."
+    c = [1, 0, 0, 0, 0, -1, 0, 0, 0, 0, -1, 2.7, 0, 0, 0, 1, 4.2647, 0, .5, 0, 4.2647, .5, 0, 0, 1]
+    with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as z:
+        z.writestr(name, picture() if image is None else image)
+        z.writestr('dataset.json', text if text is not None else json.dumps({'labels': [['img.png', c if label is None else label]] if labels is None else labels}))
+        for info, data in extra: z.writestr(info, data)
+
+
+def lie_about_size(path, entry, size):
+    "Change the unpacked size of an entry in the directory of a zip."
+    b = bytearray(path.read_bytes())
+    at = b.index(b'PK\1\2')
+    while b[at + 46:at + 46 + len(entry)] != entry.encode(): at = b.index(b'PK\1\2', at + 4)
+    b[at + 24:at + 28] = struct.pack('<I', size)
+    path.write_bytes(b)
+
+
+def hostile_sets(folder):
+    "Hostile data sets, written as data_<number>; their names in order."
+    link = zipfile.ZipInfo('b.png'); link.external_attr = (stat.S_IFLNK | 0o777) << 16
+    good = [1, 0, 0, 0, 0, -1, 0, 0, 0, 0, -1, 2.7, 0, 0, 0, 1, 4.2647, 0, .5, 0, 4.2647, .5, 0, 0, 1]
+    made = {'../ in a name': lambda p: labelled(p, extra=[('../../escape.png', b'x')]), 'an absolute name': lambda p: labelled(p, extra=[('/tmp/escape.png', b'x')]), 'a drive letter': lambda p: labelled(p, extra=[('C:/escape.png', b'x')]),
+            'two entries of one name': lambda p: labelled(p, extra=[('img.png', b'x')]), 'a link in a zip': lambda p: labelled(p, labels=[['img.png', good], ['b.png', good]], extra=[(link, '/etc/passwd')]), 'no json': lambda p: zipfile.ZipFile(p, 'w').writestr('img.png', picture()),
+            'label NaN': lambda p: labelled(p, [math.nan]*25), 'label infinite': lambda p: labelled(p, [1e400]*25), 'label 10^9': lambda p: labelled(p, [1e9]*25), 'label of a million numbers': lambda p: labelled(p, [0]*1_000_000), 'label of text': lambda p: labelled(p, ['x']*25),
+            'label "nan"': lambda p: labelled(p, ['nan']*25), 'label of lists': lambda p: labelled(p, [[1]]*25), 'label null': lambda p: labelled(p, labels=[['img.png', None]]), 'labels a text': lambda p: labelled(p, labels='all'), 'two labels': lambda p: labelled(p, labels=[['img.png', good], ['img.png', [0]*25]]),
+            'a million labels of nobody': lambda p: labelled(p, labels=[[str(i), []] for i in range(1_000_000)]), 'json 100,000 deep': lambda p: labelled(p, text='['*100_000), 'json with a number of a million digits': lambda p: labelled(p, text='{"labels": [["img.png", [' + '9'*1_000_000 + ']]]}'), 'json cut off': lambda p: labelled(p, text='{"labels": [['),
+            'json not UTF-8': lambda p: labelled(p, text=b'\xff\xfe\xfa'), 'json of 3 GB, says the zip': lambda p: (labelled(p), lie_about_size(p, 'dataset.json', 3_000_000_000)), 'picture of 3 GB, says the zip': lambda p: (labelled(p), lie_about_size(p, 'img.png', 3_000_000_000)),
+            'picture that unpacks to 200 MB': lambda p: labelled(p, image=bytes(200_000_000)), 'picture of 60000 x 60000': lambda p: labelled(p, image=png_of(60000, 60000)), 'picture not square': lambda p: labelled(p, image=png_of(8, 4000)), 'picture cut off': lambda p: labelled(p, image=picture(64)[:50]),
+            'picture of noise': lambda p: labelled(p, image=bytes(100)), 'RGBA': lambda p: labelled(p, image=picture(colour=4)), 'zip cut off': lambda p: (labelled(p), p.write_bytes(p.read_bytes()[:200])), 'no zip': lambda p: p.write_bytes(b'PK\3\4' + bytes(100))}
+    for i, (name, make) in enumerate(made.items()):
+        with warnings.catch_warnings(action='ignore'): make(folder/f'data_{i:03d}.zip')
+    outside = folder.parent/f'{folder.name}_outside.png'; outside.write_bytes(picture())
+    inside = folder/f'data_{len(made):03d}'; inside.mkdir(); (inside/'img.png').symlink_to(outside); (inside/'dataset.json').write_text(json.dumps({'labels': [['img.png', good]]}))
+    return [*made, 'a link out of the folder']
+
+
 CHILD = r'''
 import copyreg, json, os, resource, sys, time, warnings
 os.environ['OMP_NUM_THREADS'] = '1'
-warnings.simplefilter('error')
 from pathlib import Path
 import torch
 from headnb.base.core import BadInput
+from headnb.gan.data import HeadDataset
 from headnb.open import open_official, inspect
 copyreg.add_extension('posix', 'system', 1)                    # a gun in the registry
 folder, status = Path(sys.argv[1]), lambda key: int(next(l for l in open('/proc/self/status') if l.startswith(key)).split()[1])/1e3
@@ -331,14 +380,15 @@ def audit(event, args):
     if armed[0] and (event.startswith(BAD) and event not in ('os.listdir', 'os.scandir') or event == 'open' and args[1] not in ('r', 'rb')): seen.append(f'{event} {args}'[:200])
 sys.addaudithook(audit)
 resource.setrlimit(resource.RLIMIT_AS, (int((status('VmSize') + 3000)*1e6),)*2)
-for path in sorted(folder.glob('hostile_*')):
+def set_of_pictures(path): ds = HeadDataset(path); [ds[i] for i in range(len(ds))]
+for path in sorted(folder.glob('hostile_*')) + sorted(folder.glob('data_*')):
     try: open('/proc/self/clear_refs', 'w').write('5')
     except OSError: pass
     before, tic, wall = status('VmRSS'), time.process_time(), time.time()
-    armed[0] = True
-    try: open_official(path); result = ['opened', '']
+    armed[0] = path.name.startswith('hostile')
+    try: (open_official if armed[0] else set_of_pictures)(path); result = ['opened', '']
     except BadInput as e: result = ['BadInput', str(e)]
-    except BaseException as e: result = [type(e).__name__, str(e)]
+    except BaseException as e: result = [type(e).__name__, str(e)[:300]]
     armed[0] = False
     print(json.dumps([path.name, *result, time.process_time() - tic, time.time() - wall, status('VmHWM') - before, seen]), flush=True)
     seen = []
@@ -353,20 +403,23 @@ def verdicts(tmp_path_factory):
     (folder/'good.pkl').write_bytes(w.dump(w.checkpoint(G(), D(), G())))
     names, sizes = list(corpus), {}
     for i, name in enumerate(names): (folder/f'hostile_{i:03d}').write_bytes(corpus[name]); sizes[name] = len(corpus[name])/1e6
+    names += [f'data set: {n}' for n in hostile_sets(folder)]
+    before = sorted(str(p) for p in folder.parent.rglob('*'))
     r = subprocess.run([sys.executable, '-c', CHILD, str(folder)], capture_output=True, text=True, timeout=1200, cwd=HERE.parent, env=os.environ | {'HEADNB_TRACE': str(folder/'executed')})
-    rows = [json.loads(line) for line in r.stdout.splitlines() if line.startswith('["hostile_')]
+    rows = [json.loads(line) for line in r.stdout.splitlines() if line.startswith(('["hostile_', '["data_'))]
     assert len(rows) == len(names), f'the process died at {names[len(rows)]!r}: {r.returncode} {r.stderr[-2000:]}'
-    assert sorted(p.name for p in folder.iterdir()) == sorted(['good.pkl', *(f'hostile_{i:03d}' for i in range(len(names)))]), 'something was written'
-    return {name: (*row[1:], sizes[name]) for name, row in zip(names, rows)}
+    assert sorted(str(p) for p in folder.parent.rglob('*')) == before, 'something was written'
+    return {name: (*row[1:], sizes.get(name, 0)) for name, row in zip(names, rows)}
 
 
 def test_hostile(verdicts):
     assert len(verdicts) >= 40
-    slow, big = max(verdicts.items(), key=lambda kv: kv[1][2]), max(verdicts.items(), key=lambda kv: kv[1][4] - 3*kv[1][6])
-    print(f'\n{len(verdicts)} hostile files, {sum(v[2] for v in verdicts.values()):.1f} s of processor time; slowest {slow[1][2]:.2f} s ({slow[0]}); most memory above three times the file {big[1][4] - 3*big[1][6]:.0f} MB ({big[0]}, file {big[1][6]:.0f} MB)')
+    for what, rows in (('files', {k: v for k, v in verdicts.items() if not k.startswith('data set')}), ('data sets', {k: v for k, v in verdicts.items() if k.startswith('data set')})):
+        slow, big = max(rows.items(), key=lambda kv: kv[1][2]), max(rows.items(), key=lambda kv: kv[1][4] - 3*kv[1][6])
+        print(f'\n{len(rows)} hostile {what}: {sum(v[2] for v in rows.values()):.1f} s of processor time; slowest {slow[1][2]:.2f} s ({slow[0]}); most memory above three times the file: {big[1][4] - 3*big[1][6]:.0f} MB ({big[0]}, {big[1][6]:.0f} MB)')
     for name, (kind, message, seconds, wall, memory, events, size) in verdicts.items():
         assert kind == 'BadInput', f'{name}: {kind}: {message}'
-        assert message.isprintable() and 10 < len(message) < 1500, f'{name}: {message[:300]!r}'
+        assert message.isprintable() and 10 < len(message) < 8000, f'{name}: {message[:300]!r}'
         assert not events, f'{name}: {events}'
         assert seconds < SECONDS and memory < MEGABYTES + 3*size, f'{name}: {seconds:.1f} s, {memory:.0f} MB for a file of {size:.1f} MB'
 
@@ -407,7 +460,6 @@ def target(tmp_path_factory):
     folder = tmp_path_factory.mktemp('mutation')
     data = w.dump(w.checkpoint(G_ema=G(), gun=GUN))
     places = [i for a, b, kind in byte_map(memoryview(data)) if kind == 'structure' for i in range(a, b)]
-    os.chdir(folder)
     return folder, data, places
 
 
@@ -433,9 +485,10 @@ def mutate(data, places, changes):
         elif kind == 'anywhere': data[where % len(data)] ^= value | 1
 
 
-def test_mutations(target, request):
+def test_mutations(target, monkeypatch):
     "1,000 damaged copies of a good file: each opens or is refused."
     folder, good, places = target
+    monkeypatch.chdir(folder)                   # where a payload would leave its trace
     path, tally, spent = folder/'mutant.pkl', {'opened': 0, 'refused': 0}, [0.]
     path.write_bytes(good); open_official(path)
     sys.addaudithook(audit)
@@ -457,4 +510,3 @@ def test_mutations(target, request):
     run()
     print(f'\n{sum(tally.values())} mutants: {tally}, {sum(spent):.0f} s of processor time, slowest {max(spent):.2f} s')
     assert sum(tally.values()) >= 1000 and tally['refused'] > 300
-    request.config._open_mutants = tally

@@ -7,7 +7,7 @@ __all__ = ['IMAGE_TYPES', 'MAX_ENTRY', 'MAX_JSON', 'MAX_SIDE', 'DEPTH_UNIT', 'ch
            'open_source', 'decode', 'to_size', 'read_labels', 'HeadDataset', 'data_hash', 'write_dataset', 'Order',
            'collate', 'Batches', 'pose_weights']
 
-# %% ../../nbs/3_gan/31_data.ipynb #8577c565
+# %% ../../nbs/3_gan/31_data.ipynb #a0372e21
 import io, json, os, re, zipfile, zlib
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -17,7 +17,7 @@ from PIL import Image
 from ..base.core import BadInput, require, suggest, write_atomic
 from ..base.camera import check_label, mirror_label, yaw_pitch
 
-# %% ../../nbs/3_gan/31_data.ipynb #66ed15fe
+# %% ../../nbs/3_gan/31_data.ipynb #3e4a5232
 IMAGE_TYPES = ('.png', '.jpg', '.jpeg', '.bmp', '.webp')
 MAX_ENTRY, MAX_JSON, MAX_SIDE = 64 << 20, 1 << 30, 8192   # bytes, bytes, pixels: more is refused before it is unpacked
 
@@ -30,7 +30,7 @@ def check_name(name: str,   # entry of an archive, or path relative to the folde
     require(not bad, f'{where}: entry {name!r} leaves the folder of the data set')
     return name
 
-# %% ../../nbs/3_gan/31_data.ipynb #fd69c984
+# %% ../../nbs/3_gan/31_data.ipynb #09c63530
 class ZipSource:
     "Entries of a zip; reads are safe in threads and after a fork or pickle."
     def __init__(self, path):
@@ -61,7 +61,7 @@ class ZipSource:
         except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError) as e:
             raise BadInput(f'{self.path}: {name} cannot be read ({e})') from None
 
-# %% ../../nbs/3_gan/31_data.ipynb #55bd607a
+# %% ../../nbs/3_gan/31_data.ipynb #b7edabb5
 class FolderSource:
     "Files below a folder, by their path relative to it."
     def __init__(self, path):
@@ -80,7 +80,7 @@ class FolderSource:
         require(size <= limit, f'{self.path}: {name} has {size >> 20} MiB; at most {limit >> 20} MiB are accepted')
         return (self.path/name).read_bytes()
 
-# %% ../../nbs/3_gan/31_data.ipynb #df255535
+# %% ../../nbs/3_gan/31_data.ipynb #e02536fc
 def open_source(path,  # a .zip file or a folder
                ):      # ZipSource or FolderSource
     "Open a container of images."
@@ -90,7 +90,7 @@ def open_source(path,  # a .zip file or a folder
     require(path.exists(), f'no data set at {path}')
     return FolderSource(path) if path.is_dir() else ZipSource(path)
 
-# %% ../../nbs/3_gan/31_data.ipynb #850e1f59
+# %% ../../nbs/3_gan/31_data.ipynb #2963af5b
 def decode(data: bytes,   # a picture file
            name: str,     # for messages
            mode='RGB',    # 'RGB', 'L' (mask) or 'I;16' (depth)
@@ -108,7 +108,7 @@ def decode(data: bytes,   # a picture file
             f'{name}: mode {im.mode}; 8-bit RGB without alpha is expected (masks are an archive of their own)')
     return im if im.mode == mode else im.convert(mode)
 
-# %% ../../nbs/3_gan/31_data.ipynb #a5d4a127
+# %% ../../nbs/3_gan/31_data.ipynb #51339013
 def to_size(im,            # square PIL image
             size: int,     # wanted side in pixels; None keeps it
             name: str,     # for messages
@@ -122,7 +122,7 @@ def to_size(im,            # square PIL image
     hit = (d > 0).sum((1, 3))
     return (d.sum((1, 3))/np.maximum(hit, 1)*(hit*2 >= (side//size)**2)).round().astype(np.uint16)
 
-# %% ../../nbs/3_gan/31_data.ipynb #fc5cb554
+# %% ../../nbs/3_gan/31_data.ipynb #cef757d5
 def read_labels(source,             # ZipSource or FolderSource
                 names,              # image names that need one
                 dim: int = 25,      # numbers per label: 25 camera numbers, then whatever a paper adds
@@ -130,7 +130,7 @@ def read_labels(source,             # ZipSource or FolderSource
     "The label of every image."
     require('dataset.json' in source.names, f'{source.path}: no dataset.json, so no camera labels')
     try: table = json.loads(source.read('dataset.json', MAX_JSON))
-    except (UnicodeDecodeError, json.JSONDecodeError) as e: raise BadInput(f'{source.path}: dataset.json is not JSON ({e})') from None
+    except (ValueError, RecursionError) as e: raise BadInput(f'{source.path}: dataset.json is not JSON ({e})') from None
     pairs = table.get('labels') if isinstance(table, dict) else None
     pairs = list(pairs.items()) if isinstance(pairs, dict) else pairs
     require(isinstance(pairs, list) and pairs, f'{source.path}: dataset.json holds no "labels"')
@@ -146,7 +146,7 @@ def read_labels(source,             # ZipSource or FolderSource
     bad.update(_cameras([n for n in names if n not in bad], labels[[n not in bad for n in names]]))
     return torch.from_numpy(labels), {n: r for n, r in bad.items() if n in set(names)}, table
 
-# %% ../../nbs/3_gan/31_data.ipynb #83b5cb53
+# %% ../../nbs/3_gan/31_data.ipynb #be587b5a
 def _numbers(name, row, out):
     "Fill `out` with a row of the json; {name: reason} if that fails."
     if not isinstance(row, (list, tuple)) or len(row) != len(out):
@@ -167,7 +167,7 @@ def _cameras(names, labels):
         except BadInput as e: bad[n] = f'has a bad camera: {str(e).split(": ", 1)[-1]}'
     return bad
 
-# %% ../../nbs/3_gan/31_data.ipynb #466f7e18
+# %% ../../nbs/3_gan/31_data.ipynb #fef7ff8e
 class HeadDataset(torch.utils.data.Dataset):
     "Pictures with cameras from a zip or folder."
     def __init__(self,
@@ -207,7 +207,7 @@ class HeadDataset(torch.utils.data.Dataset):
         if 'depth' in item: item['depth'] = item['depth'].float()/DEPTH_UNIT
         return item | ({} if self.labels is None else {'c': self.labels[i]}) | {'index': torch.tensor(i), 'name': self.names[i % n]}
 
-# %% ../../nbs/3_gan/31_data.ipynb #04ca1c3c
+# %% ../../nbs/3_gan/31_data.ipynb #714c4702
 DEPTH_UNIT = 10000.   # stored 16-bit depth = distance along the ray in world units x this
 
 
@@ -238,7 +238,7 @@ def _partner(self: HeadDataset, kind, source, name):
     require(other, f'{source.path}: no {kind} for {name}')
     return other
 
-# %% ../../nbs/3_gan/31_data.ipynb #c355d090
+# %% ../../nbs/3_gan/31_data.ipynb #4e90f04d
 def _check(self: HeadDataset):
     "{name: reason} of every entry that cannot be used, read by all threads."
     def one(name):
@@ -262,7 +262,7 @@ def _drop(self: HeadDataset, bad, on_error):
     if self.labels is not None: self.labels = self.labels[keep]
     require(keep, f'{self.path}: nothing is left after skipping {len(bad)} bad entries; the first: {first} {bad[first]}')
 
-# %% ../../nbs/3_gan/31_data.ipynb #271423ff
+# %% ../../nbs/3_gan/31_data.ipynb #d0be4e4d
 def _start_cache(self: HeadDataset, limit):
     "Room for the decoded pictures, if they fit in `limit` bytes."
     n, s = len(self.names), self.resolution
@@ -281,7 +281,7 @@ def _arrays(self: HeadDataset, i):
         self._have[i] = True
     return arrays
 
-# %% ../../nbs/3_gan/31_data.ipynb #8baf820b
+# %% ../../nbs/3_gan/31_data.ipynb #d1bf4489
 def data_hash(self: HeadDataset):
     "12 hexadecimal digits over names, contents (CRC-32) and labels of what is used."
     import hashlib
@@ -294,7 +294,7 @@ def data_hash(self: HeadDataset):
 for f in (_find, _read, _partner, _check, _drop, _start_cache, _arrays): setattr(HeadDataset, f.__name__, f)
 HeadDataset.hash = cached_property(data_hash); HeadDataset.hash.__set_name__(HeadDataset, 'hash')
 
-# %% ../../nbs/3_gan/31_data.ipynb #e2e42776
+# %% ../../nbs/3_gan/31_data.ipynb #fb00e3f9
 def _png(a):  # array [h,w,3] or [h,w] uint8, or [h,w] uint16
     "Encoded picture (fast, lossless)."
     f = io.BytesIO()
@@ -321,7 +321,7 @@ class _FolderSink:
     def write(self, name, data): write_atomic(self.path/name, data)
     def close(self, ok): pass
 
-# %% ../../nbs/3_gan/31_data.ipynb #30a0fe0f
+# %% ../../nbs/3_gan/31_data.ipynb #2ecd71ad
 def write_dataset(path,         # .zip file or folder to make
                   items,        # iterable of dict(image uint8 [h,w,3], c [25], mask uint8 [h,w]?, depth float [h,w]?, info?)
                   names=None,   # entry names; None: 00000/img00000000.png and so on
@@ -356,7 +356,7 @@ def write_dataset(path,         # .zip file or folder to make
         for s in sinks.values(): s.close(ok)
     return path
 
-# %% ../../nbs/3_gan/31_data.ipynb #16201593
+# %% ../../nbs/3_gan/31_data.ipynb #1bf89b89
 class Order:
     "Endless shuffled indices; its whole state is (epoch, position)."
     def __init__(self, n: int,         # number of pictures
@@ -388,7 +388,7 @@ class Order:
         require(s['n'] == self.n, f'the checkpoint was trained on {s["n"]} pictures, this data set has {self.n}')
         self.seed, self.epoch, self.position = s['seed'], s['epoch'], s['position']
 
-# %% ../../nbs/3_gan/31_data.ipynb #cc17a515
+# %% ../../nbs/3_gan/31_data.ipynb #a5f82247
 def collate(items,          # list of ds[i]
             device='cpu',
            ) -> dict:       # image [b,3,h,w] -1..1, mask [b,1,h,w] 0..1, depth [b,1,h,w], c [b,25], index [b]
@@ -426,7 +426,7 @@ class Batches:
         self.order.load_state_dict(s)
         self._next, self._state = None, s
 
-# %% ../../nbs/3_gan/31_data.ipynb #4526590b
+# %% ../../nbs/3_gan/31_data.ipynb #544cea5f
 def pose_weights(labels,               # [n,25]
                  strength: float = 1.,  # 0: every picture alike; 1: every yaw bin alike
                  bins: int = 12,        # yaw bins over -pi..pi
