@@ -14,9 +14,8 @@ import headnb
 from headnb.base.core import BadInput
 from headnb.gan import checkpoint
 from headnb.gan.checkpoint import official_to_ours, released_discriminator_cfg, released_generator_cfg
-from headnb.gan.data import HeadDataset
 from headnb.golden import Case
-from headnb.open import Limits, byte_map, inspect, main, open_official
+from headnb.open import byte_map, inspect, main, open_official
 
 HERE = Path(__file__).parent
 SECONDS, MEGABYTES = 10., 400.      # bounds of one hostile file: processor time, memory above three times its size
@@ -77,15 +76,8 @@ def generator_cfg(name, raw_size=32, options=None, axes=None):
     return read(kwargs(name), raw_size, options, axes)
 
 
-def available(name):
-    if 'PanoHead' not in name: return
-    pytest.importorskip('headnb.papers.panohead')
-    if 'panohead' not in checkpoint.OFFICIAL or not (HERE/'golden'/'panohead').is_dir(): pytest.skip('no PanoHead in this checkout')
-
-
 @pytest.mark.parametrize('name', GOOD)
 def test_good(name, tmp_path, monkeypatch):
-    available(name)
     monkeypatch.setenv('HEADNB_TRACE', str(tmp_path/'executed'))
     data, golden, want = GOOD[name]()
     o = open_official(write(tmp_path, data))
@@ -107,7 +99,6 @@ def test_enough_good_files(): assert len(GOOD) >= 12
 @pytest.mark.parametrize('name', ['eg3d_tiny', 'PanoHead'])
 def test_pictures_of_the_release(name, tmp_path):
     "What is opened draws the golden picture; what is converted draws the identical one."
-    available(name)
     golden = 'panohead_tiny' if name == 'PanoHead' else name
     o = open_official(write(tmp_path, w.dump(w.checkpoint(G_ema=G(golden, **(pano if name == 'PanoHead' else {}))))))
     c, x, want = case(golden), case(golden).inputs, case(golden).expected()

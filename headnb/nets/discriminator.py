@@ -151,6 +151,7 @@ class Discriminator(nn.Module):
         if not cfg.c_dim: return x
         return (x * self.label(c, generator)).sum(1, keepdim=True) / math.sqrt(x.shape[1])
 
+# %% ../../nbs/1_nets/13_discriminator.ipynb #d09009f5
 def dummy_factor(
     calls: int # forward calls of the discriminator so far
 ) -> float:    # 1 ... 0
