@@ -9,11 +9,10 @@ __all__ = ['OPCODES', 'STEPS', 'STORAGES', 'MAGIC', 'SMALL', 'SCALARS', 'CALLS',
            'tuple_of', 'put_items', 'setitem', 'append', 'appends', 'additems', 'remember', 'recall', 'fetch', 'reduce',
            'newobj', 'build', 'persid', 'short', 'storage_name', 'storage_id', 'read_storage', 'rebuild_tensor',
            'rebuild_parameter', 'span', 'numbers_of', 'persistent_object', 'scalar', 'dtype_of', 'sequence', 'set_of',
-           'tuple_from', 'ordered_of', 'device', 'encoded', 'resolver', 'inside', 'check_depth', 'read_bytes',
-           'unpickle', 'part', 'tensors', 'plain', 'number', 'plane_axes', 'settings', 'Family', 'family_of',
-           'fetch_part', 'Frugal', 'listed', 'conflicts', 'build_model', 'sound', 'Official', 'network_cfg',
-           'overrides', 'assemble', 'about', 'open_official', 'printable', 'look', 'records', 'inspect',
-           'network_lines', 'convert', 'main']
+           'tuple_from', 'ordered_of', 'device', 'encoded', 'resolver', 'inside', 'levels', 'read_bytes', 'unpickle',
+           'part', 'tensors', 'plain', 'number', 'plane_axes', 'settings', 'Family', 'family_of', 'fetch_part',
+           'Frugal', 'listed', 'conflicts', 'build_model', 'sound', 'Official', 'network_cfg', 'overrides', 'assemble',
+           'about', 'open_official', 'printable', 'look', 'inspect', 'network_lines', 'convert', 'main']
 
 # %% ../nbs/6_tools/61_open.ipynb #b313c224
 import argparse, functools, importlib, importlib.util, json, math, re, struct, sys
@@ -85,7 +84,7 @@ def argument(data,   # memoryview of the file
     if n > limits.integer: raise BadInput(f'byte {at - n}: an integer of {n} bytes')
     return int.from_bytes(raw, 'little', signed=True), at
 
-# %% ../nbs/6_tools/61_open.ipynb #848ef45b
+# %% ../nbs/6_tools/61_open.ipynb #e6c4ed94
 def scan(data,            # memoryview of the file
          at=0,            # where the pickle starts
          limits=Limits(),
@@ -107,7 +106,7 @@ def scan(data,            # memoryview of the file
         if name == 'STOP': return
     raise BadInput(f'more than {limits.ops} instructions; limits=Limits(ops=...) admits more')
 
-# %% ../nbs/6_tools/61_open.ipynb #4a628a05
+
 def byte_map(data, limits=Limits()):
     "(start, end, kind) along the file; kind: 'structure', 'source' (texts of more than 200 letters) or 'numbers' (bytes of more than 200)."
     runs = []
@@ -381,7 +380,7 @@ def resolver(stubs=(), # packages whose classes are taken as records too
         return Name(path, make=lambda: Record(path))
     return resolve
 
-# %% ../nbs/6_tools/61_open.ipynb #95a16579
+# %% ../nbs/6_tools/61_open.ipynb #b2c3a320
 def inside(x): # the objects directly inside one
     "Children of a container or record."
     if type(x) is dict: return list(x.values())
@@ -389,13 +388,13 @@ def inside(x): # the objects directly inside one
     return (x.state,) if type(x) is Record else ()
 
 
-def check_depth(root, limit):
-    "BadInput where objects are nested deeper than `limit`."
+def levels(root, limit):
+    "The containers and records inside: a list for each depth, each object once."
     seen, level = set(), [root]
     for _ in range(limit):
         level = [y for x in level for y in inside(x) if type(y) in (dict, list, tuple, Record) and id(y) not in seen and not seen.add(id(y))]
         if not level: return
-    raise BadInput(f'objects are nested deeper than {limit}')
+        yield level
 
 
 KINDS = {b'PK\3\4': 'a zip archive (of torch.save, or a data set)', b'\x1f\x8b': 'a gzip archive', b'\xfd7zXZ': 'an xz archive', b'BZh': 'a bzip2 archive', b'<': 'a web page: the download went wrong', b'version https://git-lfs': 'a git-lfs pointer: the real file was not fetched'}
@@ -421,7 +420,7 @@ def unpickle(data, stubs=(), limits=Limits()): # memoryview -> the dict of netwo
     root = m.run()
     require(m.at == len(data), f'byte {m.at}: {len(data) - m.at} bytes follow the end of the pickle')
     require(type(root) is dict, f'the file holds a {type(root).__name__}; a checkpoint is a dictionary with G_ema')
-    check_depth(root, limits.depth)
+    require(sum(1 for _ in levels(root, limits.depth)) < limits.depth, f'objects are nested deeper than {limits.depth}')
     return root
 
 # %% ../nbs/6_tools/61_open.ipynb #3884d504
@@ -671,7 +670,7 @@ def open_official(path,            # a .pkl of EG3D, PanoHead or a fork
     opened.meta |= {'file': Path(path).name, 'sha256': sha256_of(path)}
     return opened
 
-# %% ../nbs/6_tools/61_open.ipynb #c2dc1ff0
+# %% ../nbs/6_tools/61_open.ipynb #fc8eafba
 def printable(text): # for a terminal
     "Text without control characters."
     return ''.join(ch if ch.isprintable() or ch in '\n\t' else f'\\x{ord(ch):02x}' for ch in text)
@@ -689,20 +688,12 @@ def look(data, stubs=(), limits=Limits()): # memoryview -> (root or None, {path 
     except BadInput as e: return None, names, str(e)
 
 
-def records(root, limits=Limits()): # -> all records in it
-    "Every record, once."
-    seen, level = {}, [root]
-    for _ in range(limits.depth):
-        level = [y for x in level for y in inside(x) if type(y) in (dict, list, tuple, Record) and id(y) not in seen and not seen.update({id(y): y})]
-    return [x for x in seen.values() if type(x) is Record]
-
-
 def inspect(path, stubs=(), source=None, limits=Limits()): # source: a class name, to print the text of its module
     "What a file holds, as text."
     data = read_bytes(path, limits)
     root, names, stopped = look(data, stubs, limits)
     if source:
-        texts = {r.source for r in records(root, limits) if r.source and r.class_name == source}
+        texts = {r.source for level in levels(root, limits.depth) for r in level if type(r) is Record and r.source and r.class_name == source}
         require(texts, f'{path}: no source of a class {source!r}')
         return printable('\n'.join(texts))
     say = [f'{Path(path).name}: {len(data)/1e6:.1f} MB, pickle protocol {data[1]}, sha256 {sha256_of(path)[:16]}']
@@ -712,11 +703,11 @@ def inspect(path, stubs=(), source=None, limits=Limits()): # source: a class nam
         say.append('bytes: ' + ', '.join(f'{k} {n}' for k, n in kinds.most_common()))
     say += ['names that the file asks for:'] + [f'  {"REFUSED" if why else "ok     "} {n:6d} x  {path}' for path, (n, why) in sorted(names.items(), key=lambda kv: (not kv[1][1], -kv[1][0]))]
     say += network_lines(root, limits) if type(root) is dict else []
-    try: opened = open_official(path, stubs, limits); say.append(f'opens as {opened.family}: {", ".join(opened.models)}')
-    except BadInput as e: say.append(f'refused: {e}')
+    try: opened = assemble(unpickle(data, stubs, limits), len(data), limits); say.append(f'opens as {opened.family}: {", ".join(opened.models)}')
+    except (BadInput, MemoryError) as e: say.append(f'refused: {str(e) or "not enough memory"}')
     return printable('\n'.join(say))
 
-# %% ../nbs/6_tools/61_open.ipynb #ff8fb838
+# %% ../nbs/6_tools/61_open.ipynb #28026911
 def network_lines(root, limits):
     "One line for each entry of the file, one for each source text."
     say = ['entries:']
@@ -729,8 +720,8 @@ def network_lines(root, limits):
             except BadInput as e: line += f'\n      {e}'
         say.append(line)
     texts = {}
-    for r in records(root, limits):
-        if r.source: texts.setdefault(r.source, Counter())[r.class_name] += 1
+    for r in (x for level in levels(root, limits.depth) for x in level):
+        if type(r) is Record and r.source: texts.setdefault(r.source, Counter())[r.class_name] += 1
     return say + ['source texts (shown by --source CLASS, never run):'] + [f'  {len(t.splitlines())} lines for {", ".join(f"{n} {c}" for c, n in cs.items())}' for t, cs in texts.items()]
 
 

@@ -1,10 +1,11 @@
-"""The orbit viewer in real JupyterLab, in a real browser: sliders move the head, the saved file stays small and keeps a picture.
+"""The viewers in a real browser: in JupyterLab a toy scene and the shipped `eg3d-mini`, and the page of `python -m headnb.view`. Sliders and mouse turn the head, the saved file stays small and keeps a picture.
 
 Needs Debian's `chromium` and the Python package `playwright`; run by `make test-all`. `HEADNB_SHOTS=folder` keeps the screenshots.
 """
-import importlib.util, json, os, re, secrets, shutil, socket, subprocess, sys, time, urllib.request
+import importlib.util, io, json, os, re, secrets, shutil, socket, subprocess, sys, time, urllib.request
 from pathlib import Path
-import nbformat, pytest
+import nbformat, numpy as np, pytest
+from PIL import Image
 
 CHROMIUM = shutil.which('chromium')
 pytestmark = [pytest.mark.browser, pytest.mark.slow,
@@ -14,23 +15,39 @@ ROOT = Path(__file__).resolve().parents[1]
 FLAGS = ['--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync']
 
 
-def notebook(path):
-    "The toy scene of the show notebook, its viewer, and a mesh."
-    cells = [c.source for c in nbformat.read(ROOT/'nbs/0_base/02_show.ipynb', 4).cells if c.cell_type == 'code']
-    toy = [c for c in cells if 'def toy' in c]
-    assert len(toy) == 2, 'the show notebook has lost its toy scene'
-    head = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nimport torch, torch.nn.functional as F, trimesh\nimport time\nfrom headnb.base.show import orbit_viewer, show_mesh\nfrom headnb.base.camera import rays"
-    code = [head, *toy, 'def slow(c, seed, psi): time.sleep(.4); return toy(c, seed, psi)\nviewer = orbit_viewer(slow, seed=3)\nviewer', 'show_mesh(trimesh.creation.icosphere(3, .2))', "print('all', 'done')"]
-    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in code])
+def source(nb, what):
+    "The code cells of a notebook that contain a text."
+    cells = [c.source for c in nbformat.read(ROOT/'nbs'/nb, 4).cells if c.cell_type == 'code']
+    return [c for c in cells if what in c]
+
+
+def write(path, code):
+    "A notebook that ends by saying so."
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in [f'import sys; sys.path.insert(0, {str(ROOT)!r})', *code, "print('all', 'done')"]])
     nb.metadata = {'kernelspec': dict(display_name='python3', language='python', name='python3')}
     nbformat.write(nb, path)
 
 
+def toy(path):
+    "The toy scene of the show notebook, its viewer, and a mesh."
+    cells = source('0_base/02_show.ipynb', 'def toy')
+    assert len(cells) == 2, 'the show notebook has lost its toy scene'
+    head = 'import torch, torch.nn.functional as F, trimesh\nimport time\nfrom headnb.base.show import orbit_viewer, show_mesh\nfrom headnb.base.camera import rays'
+    write(path, [head, *cells, 'def slow(c, seed, psi): time.sleep(1); return toy(c, seed, psi)\nviewer = orbit_viewer(slow, seed=3)\nviewer', 'show_mesh(trimesh.creation.icosphere(3, .2))'])
+
+
+def mini(path):
+    "The viewer of the view notebook."
+    cell, = source('6_tools/62_view.ipynb', "v = viewer('eg3d-mini'")
+    write(path, ['from headnb.view import viewer', cell])
+
+
 @pytest.fixture(scope='module')
 def lab(tmp_path_factory):
-    "(address of the notebook in a running JupyterLab, path of the file)."
+    "(name of a notebook -> its address in a running JupyterLab, folder of the files)."
     work = tmp_path_factory.mktemp('lab')
-    notebook(work/'viewer.ipynb')
+    toy(work/'toy.ipynb')
+    mini(work/'mini.ipynb')
     (work/'config/labconfig').mkdir(parents=True)
     (work/'config/labconfig/default_setting_overrides.json').write_text(json.dumps({'@jupyterlab/apputils-extension:notification': dict(fetchNews='false', checkForUpdates=False)}))
     with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
@@ -44,7 +61,7 @@ def lab(tmp_path_factory):
             assert server.poll() is None, (work/'lab.log').read_text()[-2000:]
             try: urllib.request.urlopen(f'http://127.0.0.1:{port}/api?token={token}', timeout=2); break
             except OSError: time.sleep(.5)
-        yield f'http://127.0.0.1:{port}/lab/tree/viewer.ipynb?token={token}', work/'viewer.ipynb'
+        yield lambda name: f'http://127.0.0.1:{port}/lab/workspaces/{name}/tree/{name}.ipynb?token={token}', work
     finally:
         server.terminate()
         try: server.wait(20)
@@ -52,22 +69,47 @@ def lab(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def page(lab, tmp_path_factory):
-    "The notebook, opened and run."
+def browser(tmp_path_factory):
+    "A fresh chromium."
     import playwright.sync_api as sync
     with sync.sync_playwright() as p:
         flags = FLAGS + (['--no-sandbox'] if os.geteuid() == 0 else [])
         context = p.chromium.launch_persistent_context(str(tmp_path_factory.mktemp('chromium')), executable_path=CHROMIUM, headless=True, args=flags, viewport=dict(width=1100, height=1300))
-        page = context.pages[0]
-        page.goto(lab[0])
-        page.wait_for_selector('.jp-Notebook .jp-Cell', timeout=60_000)
-        for _ in range(20):       # "run all" is dropped while the kernel starts, silently or with a dialog
-            for button in page.locator('dialog.jp-Dialog button.jp-mod-accept').all(): button.click()
-            page.click('text="Run"'); page.click('.lm-Menu-itemLabel:text-is("Run All Cells")')
-            try: page.wait_for_selector('text="all done"', timeout=20_000); break
-            except sync.TimeoutError: continue
-        yield page
+        context.set_default_timeout(60_000)
+        yield context
         context.close()
+
+
+def run_all(page, address):
+    "A notebook, opened and run."
+    from playwright.sync_api import TimeoutError
+    page.goto(address)
+    page.wait_for_selector('.jp-Notebook .jp-Cell')
+    for _ in range(20):       # "run all" is dropped while the kernel starts, silently or with a dialog
+        try:
+            for button in page.locator('dialog.jp-Dialog button.jp-mod-accept').all(): button.click(timeout=5_000)
+            page.click('text="Run"', timeout=5_000); page.click('.lm-Menu-itemLabel:text-is("Run All Cells")', timeout=5_000)
+            page.wait_for_selector('text="all done"', timeout=40_000)
+            break
+        except TimeoutError: page.keyboard.press('Escape')
+    page.locator('.widget-image').wait_for()
+    return page
+
+
+@pytest.fixture(scope='module')
+def page(lab, browser):
+    "The toy scene, run."
+    page = run_all(browser.pages[0], lab[0]('toy'))
+    yield page
+    page.close()
+
+
+@pytest.fixture(scope='module')
+def head(lab, browser):
+    "The viewer of the shipped model, run."
+    page = run_all(browser.new_page(), lab[0]('mini'))
+    yield page
+    page.close()
 
 
 def shot(page, name):
@@ -75,21 +117,31 @@ def shot(page, name):
     if folder := os.environ.get('HEADNB_SHOTS'): page.screenshot(path=str(Path(folder)/f'{name}.png'))
 
 
-def test_slider_turns_the_head(page):
-    image, note = page.locator('.widget-image'), page.locator('.widget-vbox .widget-html')
-    image.wait_for(timeout=30_000)
+def changed(page, old):
+    "Wait until the viewer shows another picture."
+    page.wait_for_function("old => document.querySelector('.widget-image').src !== old", arg=old)
+
+
+def turned(page):
+    "Forty steps of the yaw slider, then what the viewer says when it rests."
+    image, note = page.locator('.widget-image'), page.locator('.widget-vbox .widget-html').last
     before = image.get_attribute('src')
-    shot(page, 'viewer_before')
     handle = page.locator('.noUi-handle').first
+    start = round(float(page.locator('.widget-readout').first.inner_text()), 2)
     handle.focus()
     for _ in range(40): page.keyboard.press('ArrowRight')
-    page.wait_for_function("old => document.querySelector('.widget-image').src !== old", arg=before, timeout=30_000)
-    page.wait_for_function("() => document.querySelector('.widget-readout').textContent.startsWith('0.8')", timeout=30_000)
-    settled = "() => /\\d+ x \\d+, \\d+ ms/.test(document.querySelector('.widget-vbox').innerText)"
-    page.wait_for_function(settled, timeout=30_000)
+    changed(page, before)
+    page.wait_for_function("end => Math.abs(parseFloat(document.querySelector('.widget-readout').textContent) - end) < .011", arg=start + .8)
+    page.wait_for_function("() => /\\d+ x \\d+, \\d+ ms/.test(document.querySelector('.widget-vbox').innerText)")
     text, quiet = '', 0
     while quiet < 4: quiet, text = (quiet + 1 if note.inner_text() == text else 0), note.inner_text(); time.sleep(.5)
     print(text)
+    return text
+
+
+def test_slider_turns_the_head(page):
+    shot(page, 'viewer_before')
+    text = turned(page)
     assert text.startswith('yaw 46°'), 'the picture is not that of the last slider position'
     assert int(re.search(r'(\d+) overtaken', text)[1]) > 0, 'every slider event was rendered: a queue'
     shot(page, 'viewer_after')
@@ -112,13 +164,88 @@ def test_mesh_turns(page):
 
 
 def test_saved_file_is_small_and_keeps_pictures(page, lab):
-    stamp = lab[1].stat().st_mtime
+    file = lab[1]/'toy.ipynb'
+    stamp = file.stat().st_mtime
     page.keyboard.press('Escape'); page.click('text="File"'); page.click('.lm-Menu-itemLabel:text-is("Save Notebook")')
     for _ in range(60):
-        if lab[1].stat().st_mtime > stamp: break
+        if file.stat().st_mtime > stamp: break
         time.sleep(.5)
-    nb = nbformat.read(lab[1], 4)
+    nb = nbformat.read(file, 4)
     kinds = [set(o.get('data', {})) for c in nb.cells for o in c.get('outputs', [])]
     assert sum('image/png' in k for k in kinds) == 2, kinds
     assert not any('application/vnd.plotly.v1+json' in k for k in kinds)
-    assert lab[1].stat().st_size < 300_000, lab[1].stat().st_size
+    assert file.stat().st_size < 300_000, file.stat().st_size
+
+
+def test_mini_turns(head):
+    "The viewer of 62_view, on the model that ships: yaw 0.5 and forty steps."
+    shot(head, 'mini_before')
+    assert turned(head).startswith('yaw 74°')
+    shot(head, 'mini_after')
+
+
+def test_mini_shows_all_views_and_walks(head):
+    image = head.locator('.widget-image')
+    for name in ('raw', 'depth', 'normals', 'gradient', 'mask', 'planes', 'slices', 'image'):
+        before = image.get_attribute('src')
+        head.click(f'.widget-toggle-button:text-is("{name}")')
+        changed(head, before)
+        if name == 'normals': shot(head, 'mini_normals')
+    before = image.get_attribute('src')
+    head.click('text="walk"')                                    # the fold that holds the slider and its button
+    head.click('.widget-play button >> nth=0')
+    changed(head, before)
+    shot(head, 'mini_walk')
+
+
+@pytest.fixture(scope='module')
+def served():
+    "Address of `python -m headnb.view eg3d-mini`."
+    pytest.importorskip('viser')
+    server = subprocess.Popen([sys.executable, '-m', 'headnb.view', 'eg3d-mini', '--port', '0'], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try: yield next(m[1] for line in server.stdout if (m := re.search(r'eg3d-mini: (http://127\.0\.0\.1:\d+)', line)))
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
+def canvas(page):
+    "The pixels below the notices and left of the controls, when they no longer change."
+    clip, before = dict(x=150, y=170, width=480, height=420), None
+    for _ in range(60):
+        now = np.asarray(Image.open(io.BytesIO(page.screenshot(clip=clip))).convert('RGB')).astype(int)
+        if before is not None and np.abs(now - before).max() < 8 and 'at rest' in page.inner_text('body'): return now
+        before = now
+        time.sleep(1)
+    raise AssertionError('the page never comes to rest')
+
+
+def test_page_in_a_browser(browser, served):
+    "Mouse, sliders and views of headnb.view; nothing is fetched from elsewhere."
+    page, asked, rates = browser.new_page(), [], []
+    page.set_viewport_size(dict(width=1000, height=640))
+    page.on('request', lambda r: asked.append(r.url)); page.on('websocket', lambda w: asked.append(w.url))
+    page.goto(served)
+    page.wait_for_selector('text=/\\d+ pixels/')
+    first = canvas(page)
+    assert first.std() > 20, 'an empty page'
+    shot(page, 'page_before')
+    page.mouse.move(350, 400); page.mouse.down()
+    for k in range(12):
+        page.mouse.move(350 + 15*k, 400)
+        rates += re.findall(r'moving, ([\d.]+) frames', page.inner_text('body'))
+    page.mouse.up()
+    print('frames/s while dragging, chromium drawing in software beside it:', rates)
+    second = canvas(page)
+    assert np.abs(second - first).mean() > 5, 'dragging the camera does not turn the head'
+    shot(page, 'page_dragged')
+    page.locator('[role=slider]').first.focus()
+    for _ in range(5): page.keyboard.press('ArrowRight')
+    third = canvas(page)
+    assert np.abs(third - second).mean() > 2, 'another seed looks the same'
+    page.locator('input[role=combobox][value=image]').click()
+    page.click('[role=option]:has-text("normals")')
+    assert np.abs(canvas(page) - third).mean() > 10, 'another view looks the same'
+    shot(page, 'page_normals')
+    assert asked and all(re.match(r'(http|ws|blob:http)://127\.0\.0\.1|data:', u) for u in asked), asked
+    page.close()

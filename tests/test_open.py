@@ -36,9 +36,17 @@ def D(name='eg3d_D_tiny', **kw): return w.discriminator(table(name), case(name).
 def without(t, *keys): return {k: v for k, v in t.items() if k not in keys}
 
 
+def first_D():
+    "PanoHead's first discriminator (a branch of its own for the mask), its golden case grown from 64 to 128 pixels: (constructor, table)."
+    t, grown = table('panohead_D_v1_tiny'), {}
+    for k, v in t.items():
+        if k.startswith('b64.'): grown[k.replace('b64', 'b128')] = v if 'filter' in k else v[:8, :8] if 'conv0.w' in k else v[:8] if 'fromrgb' in k or 'conv0' in k else v[:, :8] if v.ndim > 1 else v
+    return case('panohead_D_v1_tiny').config['constructor_D'] | {'img_resolution': 128}, grown | {k: v for k, v in t.items() if 'b64.fromrgb' not in k}
+
+
 NEXT3D = [[[1, 0, 0], [0, 1, 0], [0, 0, 1]], [[1, 0, 0], [0, 0, 1], [0, 1, 0]], [[0, 0, 1], [0, 1, 0], [1, 0, 0]]]
 pano = dict(raw=32, axes=[[[1, 0, 0], [0, 1, 0], [0, 0, 1]], [[1, 0, 0], [0, 0, 1], [0, 1, 0]], [[0, 1, 0], [0, 0, 1], [1, 0, 0]]], persist=True)
-GOOD = {  # name -> (bytes, golden case of G, what the config must be: raw size, options, axes)
+GOOD = {  # name -> (bytes, golden case of G, what the config must be: raw size, options, axes; constructor and table of D, where it is no golden case)
     'protocol 4, all three networks': lambda: (w.dump(w.checkpoint(G(), D(), G())), 'eg3d_tiny', {}),
     'protocol 2: __builtin__.set, _codecs.encode': lambda: (w.dump(w.checkpoint(G_ema=G()), 2), 'eg3d_tiny', {}),
     'protocol 3: GLOBAL, builtins.set': lambda: (w.dump(w.checkpoint(G(), D(), G()), 3), 'eg3d_tiny', {}),
@@ -60,6 +68,7 @@ GOOD = {  # name -> (bytes, golden case of G, what the config must be: raw size,
     'ShapeNet options, 2X': lambda: (w.dump(w.checkpoint(G_ema=G('eg3d_tiny_shapenet', 64))), 'eg3d_tiny_shapenet', dict(raw_size=64)),
     '4X': lambda: (w.dump(w.checkpoint(G_ema=G('eg3d_sr4x_clamp', 64))), 'eg3d_sr4x_clamp', dict(raw_size=64)),
     'PanoHead': lambda: (w.dump(w.checkpoint(G('panohead_tiny', **pano), D('panohead_D_tiny'), G('panohead_tiny', **pano))), 'panohead_tiny', {}),
+    'PanoHead with its first discriminator': lambda: (w.dump(w.checkpoint(G('panohead_tiny', **pano), w.discriminator(*first_D()[::-1]), G('panohead_tiny', **pano))), 'panohead_tiny', {}, first_D()),
     'PanoHead, sigmoid, G_ema alone': lambda: (w.dump({'G_ema': G('panohead_tiny_sigmoid', **pano)}), 'panohead_tiny_sigmoid', {}),
 }
 
@@ -79,7 +88,7 @@ def generator_cfg(name, raw_size=32, options=None, axes=None):
 @pytest.mark.parametrize('name', GOOD)
 def test_good(name, tmp_path, monkeypatch):
     monkeypatch.setenv('HEADNB_TRACE', str(tmp_path/'executed'))
-    data, golden, want = GOOD[name]()
+    data, golden, want, *of_D = GOOD[name]()
     o = open_official(write(tmp_path, data))
     family = 'panohead' if golden.startswith('panohead') else 'eg3d'
     assert o.family == family and o.cfgs['G_ema' if 'G_ema' in o.models else 'G'] == generator_cfg(golden, **want)
@@ -87,9 +96,10 @@ def test_good(name, tmp_path, monkeypatch):
     own = o.generator.state_dict()
     assert own.keys() == state.keys() and all(torch.equal(own[k], v) for k, v in state.items())
     if 'D' in o.models:
-        of_D = 'panohead_D_tiny' if family == 'panohead' else 'eg3d_D_tiny'
-        assert o.cfgs['D'] == released_discriminator_cfg(case(of_D).config['constructor_D'])
-        assert all(torch.equal(o.D.state_dict()[k], v) for k, v in official_to_ours(case(of_D).state(), family, 'D').items())
+        tiny = 'panohead_D_tiny' if family == 'panohead' else 'eg3d_D_tiny'
+        constructor, theirs = of_D[0] if of_D else (case(tiny).config['constructor_D'], table(tiny))
+        assert o.cfgs['D'] == released_discriminator_cfg(constructor)
+        assert all(torch.equal(o.D.state_dict()[k], torch.from_numpy(v)) for k, v in official_to_ours(theirs, family, 'D').items())
     assert not (tmp_path/'executed').exists() and not any(p.requires_grad for m in o.models.values() for p in m.parameters())
 
 
@@ -344,7 +354,7 @@ def hostile_sets(folder):
             'label NaN': lambda p: labelled(p, [math.nan]*25), 'label infinite': lambda p: labelled(p, [1e400]*25), 'label 10^9': lambda p: labelled(p, [1e9]*25), 'label of a million numbers': lambda p: labelled(p, [0]*1_000_000), 'label of text': lambda p: labelled(p, ['x']*25),
             'label "nan"': lambda p: labelled(p, ['nan']*25), 'label of lists': lambda p: labelled(p, [[1]]*25), 'label null': lambda p: labelled(p, labels=[['img.png', None]]), 'labels a text': lambda p: labelled(p, labels='all'), 'two labels': lambda p: labelled(p, labels=[['img.png', good], ['img.png', [0]*25]]),
             'a million labels of nobody': lambda p: labelled(p, labels=[[str(i), []] for i in range(1_000_000)]), 'json 100,000 deep': lambda p: labelled(p, text='['*100_000), 'json with a number of a million digits': lambda p: labelled(p, text='{"labels": [["img.png", [' + '9'*1_000_000 + ']]]}'), 'json cut off': lambda p: labelled(p, text='{"labels": [['),
-            'json not UTF-8': lambda p: labelled(p, text=b'\xff\xfe\xfa'), 'json of 3 GB, says the zip': lambda p: (labelled(p), lie_about_size(p, 'dataset.json', 3_000_000_000)), 'picture of 3 GB, says the zip': lambda p: (labelled(p), lie_about_size(p, 'img.png', 3_000_000_000)),
+            'json not UTF-8': lambda p: labelled(p, text=b'\xff\xfe\xfa'), 'json of 200 MB of blanks': lambda p: labelled(p, text='{"labels": []' + ' '*200_000_000 + '}'), 'json of 3 GB, says the zip': lambda p: (labelled(p), lie_about_size(p, 'dataset.json', 3_000_000_000)), 'picture of 3 GB, says the zip': lambda p: (labelled(p), lie_about_size(p, 'img.png', 3_000_000_000)),
             'picture that unpacks to 200 MB': lambda p: labelled(p, image=bytes(200_000_000)), 'picture of 60000 x 60000': lambda p: labelled(p, image=png_of(60000, 60000)), 'picture not square': lambda p: labelled(p, image=png_of(8, 4000)), 'picture cut off': lambda p: labelled(p, image=picture(64)[:50]),
             'picture of noise': lambda p: labelled(p, image=bytes(100)), 'RGBA': lambda p: labelled(p, image=picture(colour=4)), 'zip cut off': lambda p: (labelled(p), p.write_bytes(p.read_bytes()[:200])), 'no zip': lambda p: p.write_bytes(b'PK\3\4' + bytes(100))}
     for i, (name, make) in enumerate(made.items()):

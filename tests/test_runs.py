@@ -15,7 +15,9 @@ def place(tmp_path_factory):
     from headnb.base.camera import orbit
     from headnb.gan.data import write_dataset
     here, rng = tmp_path_factory.mktemp('runs'), np.random.default_rng(0)
-    write_dataset(here/'set.zip', [dict(image=rng.integers(0, 255, (16, 16, 3), np.uint8), c=orbit(float(y))[0]) for y in np.linspace(-1, 1, 8)])
+    made = [dict(image=rng.integers(0, 255, (16, 16, 3), np.uint8), c=orbit(float(y))[0]) for y in np.linspace(-1, 1, 8)]
+    write_dataset(here/'set.zip', made)
+    write_dataset(here/'cut_out.zip', [m | {'mask': np.full((16, 16), 255, np.uint8)} for m in made])
     (here/'small.yaml').write_text(f'template: train\npaper: eg3d\nconfig: tiny\ndata: {here}/set.zip\ntrain: {TRAIN}\n')
     return here
 
@@ -74,6 +76,17 @@ def test_killed_stopped_resumed(place):
     assert {'run.ipynb', 'report.html', 'config.json', 'environment.json', 'status.json', 'result.json', 'metrics.jsonl', 'checkpoints', 'previews'} <= {p.name for p in folder.iterdir()}
     kept, env = json.loads((folder/'config.json').read_text()), json.loads((folder/'environment.json').read_text())
     assert kept['config']['train']['batch'] == 4 and len(kept['data_hash']) == 12 and 'torch' in env['packages'] and env['commit']
+
+
+def test_a_paper_with_its_own_step(place, capsys):
+    "The template trains PanoHead as it is: masks in the real data, corrected cameras (`make_step`), its own terms."
+    small = [f'train.{k}={v}' for k, v in dict(kimg=.016, batch=4, log_every=1, preview_kimg=0, r1_every=2).items()]
+    args = lambda data: ['tiny/panohead', '--out', str(place/'pano')] + [a for x in (f'data={place}/{data}', *small) for a in ('-p', x)]
+    assert main(args('set.zip')) == EXIT['refused']
+    assert 'the discriminator of panohead reads masks; beside' in capsys.readouterr().err
+    assert main(args('cut_out.zip')) == 0
+    rows = [json.loads(l) for l in (place/'pano'/'tiny-panohead'/'metrics.jsonl').read_text().splitlines()]
+    assert len(rows) == 4 and all({'G/logistic', 'G/offset', 'D/logistic', 'offset'} <= set(r) for r in rows) and 'D/r1' in rows[-2]
 
 
 def test_failed(place):

@@ -109,7 +109,7 @@ def posed(self: Rig, shape=None, expression=None, pose=None, # as `forward`
     T = (self.weights@A.flatten(2)).unflatten(2, (3, 4))                       # [b,v,3,4]
     return (T[..., :3]*vs[:, :, None]).sum(-1) + T[..., 3], joints
 
-# %% ../../nbs/2_field/22_rig.ipynb #266cd518
+# %% ../../nbs/2_field/22_rig.ipynb #14bedb1e
 @patch
 def pose(self: Rig, **angles, # joint name -> [b,3] axis-angle, radians; `eyes` for both, [b,3] or [b,6] (left, right)
         ):                    # [b,j,3]
@@ -117,7 +117,7 @@ def pose(self: Rig, **angles, # joint name -> [b,3] axis-angle, radians; `eyes` 
     if 'eyes' in angles:
         e = angles.pop('eyes')
         angles['eye_left'], angles['eye_right'] = e[:, :3], e[:, -3:]
-    for k in angles: require(k in self.joint_names, f"no joint '{k}'{suggest(k, (*self.joint_names, 'eyes'))}")
+    for k in set(angles).difference(self.joint_names): raise BadInput(f"no joint '{k}'{suggest(k, (*self.joint_names, 'eyes'))}")
     b = max([len(x) for x in angles.values()], default=1)
     zero = self.v_template.new_zeros(b, 3)
     return torch.stack([torch.as_tensor(angles.get(k, zero)).to(zero).expand(b, 3) for k in self.joint_names], 1)
@@ -141,14 +141,14 @@ def sample_shape(self: Rig, n,    # how many people
     z = torch.randn(n, self.n_shape, generator=generator)
     return psi*z.clamp(-2.5, 2.5).to(self.v_template)
 
-# %% ../../nbs/2_field/22_rig.ipynb #dcd76d46
+# %% ../../nbs/2_field/22_rig.ipynb #23d2703c
 @patch
 def expression_code(self: Rig, **weights, # ARKit name -> weight 0..1, number
                    ):                     # [1, n_expression]
     "One expression by its names."
     out = self.v_template.new_zeros(1, self.n_expression)
     for k, w in weights.items():
-        require(k in self.expression_names, f"no expression '{k}'{suggest(k, self.expression_names)}")
+        if k not in self.expression_names: raise BadInput(f"no expression '{k}'{suggest(k, self.expression_names)}")
         out[0, self.expression_names.index(k)] = w
     return out
 

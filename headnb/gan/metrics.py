@@ -503,7 +503,7 @@ def pose_error(images, c,      # [n,3,h,w] in -1..1 and the labels [n,25] they w
     d = (view_direction(*yaw_pitch(torch.as_tensor(c).float().cpu())) * view_direction(*torch.cat(seen).T)).sum(-1)
     return _paired('pose error', torch.rad2deg(d.clamp(-1, 1).acos()), data, name, 'degrees between viewing directions')
 
-# %% ../../nbs/3_gan/34_metrics.ipynb #adda8723
+# %% ../../nbs/3_gan/34_metrics.ipynb #1aaed8e6
 def view_pairs(sample, ds,  # a generator sample(z, c) and a data set
                n: int, z_dim: int, seed: int = 0, batch: int = 16, device='cpu',
               ):            # (labels [n,25], data images, samples at the same labels), images [n,3,h,w] in -1..1
@@ -527,10 +527,10 @@ def pose_ratio(made: Result, real: Result, side: str = '') -> Result:  # of `pos
 @torch.no_grad()
 def view_results(c, real, made,           # of `view_pairs`
                  pose, front=None,        # judges: images -> (yaw, pitch, ...); images -> [n] 0..1, is there a face?
-                 data=('data', 'samples'), batch: int = 64, few: int = 8) -> dict:  # name -> Result
-    "Pose errors and their ratio; with at least `few` views on either side also apart, for face and back."
+                 data=('data', 'samples'), batch: int = 64) -> dict:  # name -> Result
+    "Pose errors and their ratio; with at least 8 views on either side also apart, for face and back."
     seen = sees_face(camera_to_head(c))
-    sides = {'': torch.ones_like(seen)} | ({', face': seen, ', behind': ~seen} if min(seen.sum(), (~seen).sum()) >= few else {})
+    sides = {'': torch.ones_like(seen)} | ({', face': seen, ', behind': ~seen} if min(seen.sum(), (~seen).sum()) >= 8 else {})
     out = {}
     for side, at in sides.items():
         r, m = [pose_error(x[at], c[at], pose, judge_name(pose), d + side, batch) for x, d in zip((real, made), data)]

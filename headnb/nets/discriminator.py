@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['STACK', 'input_stack', 'DiscriminatorCfg', 'DiscriminatorBlock', 'Epilogue', 'Discriminator', 'dummy_factor']
 
-# %% ../../nbs/1_nets/13_discriminator.ipynb #a2137f07
+# %% ../../nbs/1_nets/13_discriminator.ipynb #48cf8865
 import math
 from dataclasses import dataclass
 from typing import Literal
 import torch
 from torch import nn
+from fastcore.basics import patch
 from ..base.core import require, suggest
 from .ops import Conv2d, Linear, minibatch_std, resize
 from .stylegan2 import Mapping, MappingCfg, half_from, layout, widths
@@ -100,7 +101,7 @@ class Epilogue(nn.Module):
         x = self.conv(minibatch_std(layout(x), self.group, self.features))
         return self.out(self.fc(x.float().flatten(1)))
 
-# %% ../../nbs/1_nets/13_discriminator.ipynb #7b9009f5
+# %% ../../nbs/1_nets/13_discriminator.ipynb #ff76814a
 class Discriminator(nn.Module):
     "(batch, c) -> logits. Blocks b512 ... b8 (and sb{mask_side} ... sb8), mapping, b4."
     def __init__(self, cfg=DiscriminatorCfg()):
@@ -130,26 +131,30 @@ class Discriminator(nn.Module):
             if r <= side: x = getattr(self, f'{name}{r}')(x)
         return x
 
-    def label(self,
-        c: torch.Tensor,                         # [b,c_dim]
-        generator: torch.Generator | None = None # source of the label noise
-    ) -> torch.Tensor:                           # cmap [b,cmap_dim]
-        "The mapped label."
-        if self.cfg.c_noise: c = c + torch.randn(c.shape, device=c.device, generator=generator) * (c.std(0) * self.cfg.c_noise)
-        return self.mapping(None, c)
+# %% ../../nbs/1_nets/13_discriminator.ipynb #c2a8ce60
+@patch
+def label(self: Discriminator,
+    c: torch.Tensor,                         # [b,c_dim]
+    generator: torch.Generator | None = None # source of the label noise
+) -> torch.Tensor:                           # cmap [b,cmap_dim]
+    "The mapped label."
+    if self.cfg.c_noise: c = c + torch.randn(c.shape, device=c.device, generator=generator) * (c.std(0) * self.cfg.c_noise)
+    return self.mapping(None, c)
 
-    def forward(self,
-        batch: dict,                             # images by key
-        c: torch.Tensor | None = None,           # [b,c_dim]
-        raw_factor=1.,                           # factor of the raw image
-        generator: torch.Generator | None = None # source of the label noise
-    ) -> torch.Tensor:                           # logits [b,1]
-        cfg = self.cfg
-        x = self.blocks('b', cfg.resolution, batch, cfg.keys, raw_factor)
-        if cfg.mask_side: x = x + self.blocks('sb', cfg.mask_side, batch, ('mask',))
-        x = self.b4(x)
-        if not cfg.c_dim: return x
-        return (x * self.label(c, generator)).sum(1, keepdim=True) / math.sqrt(x.shape[1])
+
+@patch
+def forward(self: Discriminator,
+    batch: dict,                             # images by key
+    c: torch.Tensor | None = None,           # [b,c_dim]
+    raw_factor=1.,                           # factor of the raw image
+    generator: torch.Generator | None = None # source of the label noise
+) -> torch.Tensor:                           # logits [b,1]
+    cfg = self.cfg
+    x = self.blocks('b', cfg.resolution, batch, cfg.keys, raw_factor)
+    if cfg.mask_side: x = x + self.blocks('sb', cfg.mask_side, batch, ('mask',))
+    x = self.b4(x)
+    if not cfg.c_dim: return x
+    return (x * self.label(c, generator)).sum(1, keepdim=True) / math.sqrt(x.shape[1])
 
 # %% ../../nbs/1_nets/13_discriminator.ipynb #d09009f5
 def dummy_factor(

@@ -6,12 +6,13 @@
 __all__ = ['HALF', 'MappingCfg', 'Mapping', 'SynthesisLayer', 'ToRGB', 'layout', 'half_from', 'SynthesisBlock', 'widths',
            'count_ws', 'SynthesisCfg', 'Synthesis']
 
-# %% ../../nbs/1_nets/11_stylegan2.ipynb #bff7e426
+# %% ../../nbs/1_nets/11_stylegan2.ipynb #504212fc
 import math
 from dataclasses import dataclass
 from typing import Literal
 import torch
 from torch import nn
+from fastcore.basics import patch
 from ..base.core import require
 from .ops import Linear, bias_act, modulated_conv2d, normalize_2nd_moment, upsample2d
 from .winograd import pays, winograd_layer
@@ -32,7 +33,7 @@ class MappingCfg:
     c_scale: float = 1.          # factor of the label
     zero_c: bool = False         # replace the label by zeros
 
-# %% ../../nbs/1_nets/11_stylegan2.ipynb #58e65cb5
+# %% ../../nbs/1_nets/11_stylegan2.ipynb #63e3b4ba
 class Mapping(nn.Module):
     "(z, c) -> ws. Parameters embed, fc0, fc1, ...; buffer w_avg."
     def __init__(self, cfg=MappingCfg()):
@@ -59,27 +60,30 @@ class Mapping(nn.Module):
         for i in range(cfg.layers): x = getattr(self, f'fc{i}')(x)
         return x
 
-    def forward(self,
-        z: torch.Tensor | None,        # [b,z_dim]
-        c: torch.Tensor | None = None, # [b,c_dim]
-        psi=1.,                        # truncation: 1 none, 0 the average
-        cutoff: int | None = None      # truncate only the first `cutoff` vectors; None: all
-    ) -> torch.Tensor:                 # ws [b,num_ws,w_dim], or w [b,w_dim] if num_ws is None
-        "Style vectors, drawn towards the average: w_avg + psi (w - w_avg)."
-        w, n = self.style(z, c), self.cfg.num_ws
-        if n is None: return w if psi == 1 else self.w_avg.lerp(w, psi)
-        ws = w[:, None].repeat(1, n, 1)
-        if psi == 1: return ws
-        cutoff = n if cutoff is None else cutoff
-        return torch.cat([self.w_avg.lerp(ws[:, :cutoff], psi), ws[:, cutoff:]], 1)
+# %% ../../nbs/1_nets/11_stylegan2.ipynb #eb7b6bb1
+@patch
+def forward(self: Mapping,
+    z: torch.Tensor | None,        # [b,z_dim]
+    c: torch.Tensor | None = None, # [b,c_dim]
+    psi=1.,                        # truncation: 1 none, 0 the average
+    cutoff: int | None = None      # truncate only the first `cutoff` vectors; None: all
+) -> torch.Tensor:                 # ws [b,num_ws,w_dim], or w [b,w_dim] if num_ws is None
+    "Style vectors, drawn towards the average: w_avg + psi (w - w_avg)."
+    w, n = self.style(z, c), self.cfg.num_ws
+    if n is None: return w if psi == 1 else self.w_avg.lerp(w, psi)
+    ws = w[:, None].repeat(1, n, 1)
+    if psi == 1: return ws
+    cutoff = n if cutoff is None else cutoff
+    return torch.cat([self.w_avg.lerp(ws[:, :cutoff], psi), ws[:, cutoff:]], 1)
 
-    @torch.no_grad()
-    def track(self,
-        ws: torch.Tensor # [b,num_ws,w_dim] or [b,w_dim], not truncated
-    ):
-        "Move the running average towards this batch; only the discriminator's step calls it."
-        w = ws[:, 0] if ws.ndim == 3 else ws
-        self.w_avg.copy_(w.float().mean(0).lerp(self.w_avg, self.cfg.decay))
+
+@patch
+def track(self: Mapping,
+    ws: torch.Tensor # [b,num_ws,w_dim] or [b,w_dim], not truncated
+):
+    "Move the running average towards this batch; only the discriminator's step calls it."
+    w = ws[:, 0] if ws.ndim == 3 else ws
+    with torch.no_grad(): self.w_avg.copy_(w.float().mean(0).lerp(self.w_avg, self.cfg.decay))
 
 # %% ../../nbs/1_nets/11_stylegan2.ipynb #b9d67c2a
 class SynthesisLayer(nn.Module):
