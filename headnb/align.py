@@ -7,13 +7,13 @@ __all__ = ['FORMATS', 'MAX_BYTES', 'MAX_PIXELS', 'MIN_SIDE', 'FOCAL', 'RADIUS', 
            'Photo', 'file_bytes', 'decoded', 'plain', 'read_photo', 'World', 'settings', 'strangers', 'point_model',
            'Points', 'five', 'head_points', 'head_in', 'five_point_square', 'cut', 'first_guess', 'seen',
            'project_with_slopes', 'huber', 'pnp', 'label', 'fit_camera', 'Face', 'quarter', 'back', 'dlib_models',
-           'upright_faces', 'dlib_faces', 'shipped', 'judge_faces', 'given_faces', 'find_faces', 'area', 'choose',
-           'guided', 'parsed', 'judge_mask', 'matting', 'make_mask', 'draw_photo', 'draw_crop', 'draw_overlay',
-           'Aligned', 'upright', 'check_square', 'describe', 'align', 'known_photo', 'pose_error', 'align_folder',
-           'write_overlay', 'arguments', 'read_points', 'main', 'CallableModule', 'calibrate', 'scatter', 'measure_row',
-           'summary']
+           'upright_faces', 'lean', 'dlib_faces', 'turned_back', 'shipped', 'judge_faces', 'given_faces', 'find_faces',
+           'area', 'choose', 'guided', 'parsed', 'judge_mask', 'matting', 'make_mask', 'draw_photo', 'draw_crop',
+           'draw_overlay', 'Aligned', 'upright', 'check_square', 'describe', 'align', 'known_photo', 'pose_error',
+           'align_folder', 'write_overlay', 'arguments', 'read_points', 'main', 'CallableModule', 'calibrate',
+           'scatter', 'measure_row', 'summary']
 
-# %% ../nbs/6_tools/63_align.ipynb #b5f5b306
+# %% ../nbs/6_tools/63_align.ipynb #40557f5a
 import argparse, functools, io, json, math, sys, types, warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,9 +26,9 @@ from .base.show import to_uint8
 from .field.heads import posed, render_heads, sample_head
 from .field.rig import at_faces, load_head
 from .gan.data import write_dataset
-from .gan.judges import Judges, angles, axis_rotation, camera_to_head, load_judges, rotation_angle
+from .gan.judges import MIRROR68, Judges, angles, axis_rotation, camera_to_head, load_judges, rotation_angle
 
-# %% ../nbs/6_tools/63_align.ipynb #3661730c
+# %% ../nbs/6_tools/63_align.ipynb #690f2187
 FORMATS = 'PNG', 'JPEG', 'WEBP', 'BMP', 'TIFF', 'GIF'
 MAX_BYTES, MAX_PIXELS, MIN_SIDE = 256 << 20, 100_000_000, 48   # more is refused before it is unpacked; less holds no face
 
@@ -49,7 +49,7 @@ def file_bytes(path):
     require(path.stat().st_size <= MAX_BYTES, f'{path}: {path.stat().st_size >> 20} MiB; at most {MAX_BYTES >> 20} MiB are read. Save the photo smaller')
     return path.read_bytes()
 
-# %% ../nbs/6_tools/63_align.ipynb #20615cca
+# %% ../nbs/6_tools/63_align.ipynb #74212518
 def decoded(data, name): # bytes, for messages -> PIL image, turned as its EXIF says
     "Unpack a picture file, bounded."
     from PIL import Image, ImageOps
@@ -79,7 +79,7 @@ def plain(im, name): # PIL image -> Photo
     alpha = np.array(im.getchannel('A'))
     return Photo(np.array(Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im).convert('RGB')), name, alpha if alpha.min() < 250 else None)
 
-# %% ../nbs/6_tools/63_align.ipynb #597bf1f7
+# %% ../nbs/6_tools/63_align.ipynb #1920e394
 def read_photo(photo,     # path, bytes, PIL image, uint8 array [h,w], [h,w,3] or [h,w,4], or tensor [3,h,w] or [1,3,h,w] in -1..1
                name=None, # for messages; None: the path
               ) -> Photo:
@@ -100,7 +100,7 @@ def read_photo(photo,     # path, bytes, PIL image, uint8 array [h,w], [h,w,3] o
     require(min(photo.size) >= MIN_SIDE, f'{name}: {photo.width} x {photo.height} pixels; a face needs at least {MIN_SIDE} on each side. Use a larger picture')
     return plain(photo, name)
 
-# %% ../nbs/6_tools/63_align.ipynb #2f7074ba
+# %% ../nbs/6_tools/63_align.ipynb #59a4cf3f
 FOCAL, RADIUS = 4.2647, 2.7
 
 
@@ -116,7 +116,7 @@ class World:
 WORLDS = {'eg3d': World(.27*700/300, (0., .006, .161), ((-.084, .030, .197), (.084, .030, .197), (0., -.060, .310), (-.068, -.151, .221), (.068, -.151, .221)), False),
           'headnb': World(RADIUS/FOCAL)}
 
-# %% ../nbs/6_tools/63_align.ipynb #34544f09
+# %% ../nbs/6_tools/63_align.ipynb #be4bd7d9
 @functools.cache
 def settings(): # of `align.json`: calibration and what was measured
     return json.loads(asset_path('align.json').read_text())
@@ -128,18 +128,19 @@ def strangers(n=400): # -> shape codes [n,80], expression codes [n,52]
     return torch.tensor([h.shape for h in people]), torch.tensor([h.expression for h in people])
 
 
-def point_model(faces, bary, # [k] triangles of the rig, [k,3] weights
+def point_model(faces, bary, # [68] triangles of the rig, [68,3] weights
                 modes=12,
-               ):            # mean [k,3], directions [modes,k,3], float64 arrays
-    "Points of the mesh, and how they differ between people."
+               ):            # mean [68,3], directions [modes,68,3], float64 arrays
+    "Landmarks of the mesh, and how they differ between people; every person counts mirrored, too."
     rig, (shape, expression) = load_head(), strangers()
-    at = lambda v: at_faces(v, rig.faces, faces, bary)
-    x = shape@at(rig.shapedirs.permute(2, 0, 1)).flatten(1) + expression@at(rig.expdirs.permute(2, 0, 1)).flatten(1)
+    at, twin = lambda v: at_faces(v, rig.faces, faces, bary), lambda x: x[..., list(MIRROR68), :]*torch.tensor([-1., 1., 1.])
+    x = at(rig.v_template[None]) + (shape@at(rig.shapedirs.permute(2, 0, 1)).flatten(1) + expression@at(rig.expdirs.permute(2, 0, 1)).flatten(1)).view(-1, 68, 3)
+    x = torch.cat([x, twin(x)]).flatten(1)
     mean, (_, s, v) = x.mean(0), torch.linalg.svd(x - x.mean(0), full_matrices=False)
-    B = (v[:modes]*s[:modes, None]/math.sqrt(len(x))).view(modes, -1, 3)
-    return (at(rig.v_template[None])[0] + mean.view(-1, 3)).double().numpy(), B.double().numpy()
+    B = v[:modes]*s[:modes, None]/math.sqrt(len(x))
+    return mean.view(-1, 3).double().numpy(), B.view(modes, -1, 3).double().numpy()
 
-# %% ../nbs/6_tools/63_align.ipynb #1f62d647
+# %% ../nbs/6_tools/63_align.ipynb #080cb3fd
 INNER = tuple(range(17, 68))   # without the contour, which slides along the cheek as the head turns
 
 
@@ -166,10 +167,11 @@ def head_points(kind): # 'dlib', 'judge' or 'five' -> Points
         return Points(mean, modes, np.full(68, .02), tuple(range(68)))
     c = settings()['calibration']
     mean, modes = point_model(c['faces'], c['bary'])
-    if kind == 'dlib': return Points(mean, modes, np.array(c['sigma']), INNER)
+    sigma = np.array(c['sigma'])
+    if kind == 'dlib': return Points(mean, modes, (sigma + sigma[list(MIRROR68)])/2, INNER)
     return Points(five(mean), five(modes), np.full(5, .006), tuple(range(5)))
 
-# %% ../nbs/6_tools/63_align.ipynb #8f635d9b
+# %% ../nbs/6_tools/63_align.ipynb #564f3182
 def head_in(world): # World -> (scale, shift [3]): the head's points into this world
     "Similarity without a turn, from the mean head's five points to the standard ones."
     if world.points is None: return 1., np.zeros(3)
@@ -206,7 +208,7 @@ def cut(picture,    # uint8 [h,w,3] or [h,w]
     x, y = x + pad[2], y + pad[0]
     return np.asarray(Image.fromarray(im).resize((size, size), Image.Resampling.LANCZOS, box=(x, y, x + side, y + side)))
 
-# %% ../nbs/6_tools/63_align.ipynb #5bd22e19
+# %% ../nbs/6_tools/63_align.ipynb #5bf554d4
 def first_guess(p, X): # [k,2] crop widths, [k,3] -> rotation [3,3], shift [3]
     "Pose from the linear fit."
     A = np.linalg.lstsq(np.c_[X, np.ones(len(X))], p, rcond=None)[0]
@@ -239,7 +241,7 @@ def huber(n): # norms in sigmas -> weight of the squared norm, cost
     "Squares up to 2, straight lines beyond."
     return np.where(n < 2, 1, 2/n.clip(1e-9)), np.where(n < 2, n*n, 4*n - 4)
 
-# %% ../nbs/6_tools/63_align.ipynb #9569e74a
+# %% ../nbs/6_tools/63_align.ipynb #95d14bee
 def pnp(p,      # [k,2] landmarks, crop widths
         points, # Points of the same kind
         world,  # World
@@ -265,7 +267,7 @@ def pnp(p,      # [k,2] landmarks, crop widths
         new = Rotation.from_rotvec(step[:3]).as_matrix()@R, t + step[3:6], a + step[6:]
     return R, t, X + np.tensordot(a, B, 1)
 
-# %% ../nbs/6_tools/63_align.ipynb #da7345e0
+# %% ../nbs/6_tools/63_align.ipynb #a3e283d8
 def label(R, t): # world -> camera -> c [1,25]
     "Camera label of a pose, its position scaled to 2.7 from the origin."
     where = -R.T@t
@@ -288,7 +290,7 @@ def fit_camera(points,   # [k,2] landmarks, pixels of the photo
         (u, v), k = seen(np.zeros((1, 3)), R, t)[0] - .5, max(np.linalg.norm(t), 1e-3)/RADIUS
         x, y, side = x + u*side, y + v*side, side/k
 
-# %% ../nbs/6_tools/63_align.ipynb #f86f69c0
+# %% ../nbs/6_tools/63_align.ipynb #f3c509ae
 @dataclass
 class Face:
     "What a detector found."
@@ -310,7 +312,7 @@ def back(points, angle, old, new): # [n,2] in a picture turned by `angle` degree
     c, s = math.cos(math.radians(angle)), math.sin(math.radians(angle))
     return (points - np.array(new)/2)@np.array([[c, s], [-s, c]]) + np.array(old)/2
 
-# %% ../nbs/6_tools/63_align.ipynb #f94a4054
+# %% ../nbs/6_tools/63_align.ipynb #74b6a580
 @functools.cache
 def dlib_models():
     "dlib's detector of upright faces and its 68 landmarks."
@@ -340,29 +342,44 @@ def upright_faces(im, sides, enough=.3): # PIL image, working sizes -> [Face], b
         if best and best[0].score > enough: break
     return best
 
-# %% ../nbs/6_tools/63_align.ipynb #806867e3
-TURNS = (90, 270, 180, 45, 315, 135, 225)   # degrees, tried when no upright face is certain
+# %% ../nbs/6_tools/63_align.ipynb #12db565f
+TURNS = (30, 330, 90, 270, 180, 60, 300, 135, 225)   # degrees, tried when no upright face is certain
+
+
+def lean(face): # degrees by which PIL has to turn the picture for level eyes
+    x, y = face.points[42:48].mean(0) - face.points[36:42].mean(0)
+    return math.degrees(math.atan2(y, x))
 
 
 def dlib_faces(rgb): # uint8 [h,w,3] -> [Face]
-    "Faces by dlib, in a picture that may lie on its side or stand on its head."
+    "Faces by dlib, in a picture that may lie on its side or stand on its head; the landmarks are good on a level face only, so it is levelled."
     from PIL import Image
-    im, long = Image.fromarray(rgb), max(rgb.shape[:2])
+    im, long, angle = Image.fromarray(rgb), max(rgb.shape[:2]), 0.
     side = min(max(2*long, 640), 1024)
     best = upright_faces(im, (side, 1.25*side, *([min(long, 2500)] if long > 1500 else [])))
-    if best and best[0].score > .3: return best
-    for angle in TURNS:
-        turned = im.rotate(angle, Image.Resampling.BICUBIC, expand=True)
-        found = upright_faces(turned, (side*max(turned.size)/long,))
-        if found and found[0].score > max(.3, best[0].score + .3 if best else 0):
-            for f in found:
-                ends = back(np.array([[f.box[i], f.box[j]] for i in (0, 2) for j in (1, 3)]), angle, im.size, turned.size)
-                f.points, f.box, f.turned = back(f.points, angle, im.size, turned.size), (*ends.min(0), *ends.max(0)), angle
-            best = found
-            if best[0].score > 1: break
-    return best
+    def at(a):
+        turned = im.rotate(a, Image.Resampling.BICUBIC, expand=True)
+        return upright_faces(turned, (side*max(turned.size)/long,)), turned.size
+    size = im.size
+    sure = best[0].score if best else -1
+    for a in () if sure > .6 else TURNS[:2] if sure > .3 else TURNS:             # a large tilt costs score before it costs the face
+        found, s = at(a)
+        if found and found[0].score > max(.3, best[0].score + (.3 if angle == 0 else 0) if best else 0): best, angle, size = found, a, s
+        if best and best[0].score > 1: break
+    for _ in range(2):
+        if not best or abs(lean(best[0])) < 7: break
+        found, s, a = max(((*at(a), a) for a in (angle + k*lean(best[0]) for k in (1, 2))), key=lambda x: x[0][0].score if x[0] else -9)   # dlib sees half of a large tilt
+        if not found or found[0].score < best[0].score - .2: break
+        best, angle, size = found, a, s
+    return [turned_back(f, angle, im.size, size) for f in best]
 
 
+def turned_back(f, angle, old, new): # Face found in the turned picture -> Face in the photo
+    if angle == 0: return f
+    ends = back(np.array([[f.box[i], f.box[j]] for i in (0, 2) for j in (1, 3)]), angle, old, new)
+    return Face(back(f.points, angle, old, new), f.score, (*ends.min(0), *ends.max(0)), f.kind, round(angle))
+
+# %% ../nbs/6_tools/63_align.ipynb #19ee6822
 @functools.cache
 def shipped(): return load_judges()
 
@@ -383,7 +400,7 @@ def judge_faces(rgb,           # uint8 [h,w,3]: one rendered head somewhere near
         except (BadInput, np.linalg.LinAlgError): return []
     return [Face(points, score, (*points.min(0), *points.max(0)), 'judge')]
 
-# %% ../nbs/6_tools/63_align.ipynb #44004c16
+# %% ../nbs/6_tools/63_align.ipynb #912b045a
 def given_faces(points, name): # [5,2], [68,2] or several of them -> [Face]
     "Faces from points of the caller."
     try: x = np.array(points.detach().cpu() if isinstance(points, torch.Tensor) else points, np.float64)
@@ -421,7 +438,7 @@ def choose(faces,       # [Face]
     require(0 <= face < len(faces), f'{name}: there is no face {face}; {len(faces)} found, 0 to {len(faces) - 1}')
     return int(face)
 
-# %% ../nbs/6_tools/63_align.ipynb #6d1f80d2
+# %% ../nbs/6_tools/63_align.ipynb #dc75d4de
 def guided(mask, guide,   # [1,1,h,w] in 0..1, [1,1,h,w] grey
            radius, eps=2e-3):
     "Guided filter: the mask as a local linear function of the guide."
@@ -459,7 +476,7 @@ def matting(model): # path of a TorchScript file, or a callable
     try: return torch.jit.load(str(model), map_location='cpu').eval()
     except Exception as e: raise BadInput(f'{model}: not a TorchScript file ({str(e).strip().splitlines()[0][:120]})') from None
 
-# %% ../nbs/6_tools/63_align.ipynb #55c129bc
+# %% ../nbs/6_tools/63_align.ipynb #ff0a1c59
 def make_mask(mask, photo, image, square, camera, world): # -> ([1,1,s,s] in 0..1 or None, who made it)
     "The mask, and the name of its maker."
     if mask is None: return None, 'none'
@@ -473,7 +490,7 @@ def make_mask(mask, photo, image, square, camera, world): # -> ([1,1,s,s] in 0..
     require(m.isfinite().all() and m.min() > -.01 and m.max() < 1.01, f'the matting model gave values from {float(m.min()):.3g} to {float(m.max()):.3g}; 0..1 is asked for')
     return m.clamp(0, 1), str(mask) if not callable(mask) else getattr(mask, '__name__', type(mask).__name__)
 
-# %% ../nbs/6_tools/63_align.ipynb #d835aeb3
+# %% ../nbs/6_tools/63_align.ipynb #fb8ced97
 def draw_photo(photo, faces, chosen, square, side): # -> PIL image side x side
     "The photo, its faces, the crop."
     from PIL import Image, ImageDraw
@@ -512,7 +529,7 @@ def draw_overlay(photo, faces, chosen, fit, image, mask, uv, kind, side=256): # 
     if mask is not None: panels.append(Image.fromarray(to_uint8(image*mask)[0]).resize((side, side), Image.Resampling.LANCZOS))
     return np.concatenate([np.asarray(p) for p in panels], 1)
 
-# %% ../nbs/6_tools/63_align.ipynb #ad4d5586
+# %% ../nbs/6_tools/63_align.ipynb #777e22f5
 @dataclass
 class Aligned:
     "A photo as a generator wants it."
@@ -543,7 +560,7 @@ class Aligned:
         write_atomic(out/'dataset.json', json.dumps({'labels': [['crop.png', it['c']]], 'info': {'crop.png': self.report}}))
         return out
 
-# %% ../nbs/6_tools/63_align.ipynb #91057d49
+# %% ../nbs/6_tools/63_align.ipynb #89ec82e1
 def upright(photo, faces, chosen): # -> Photo, [Face], quarter turns
     "Turn the photo by quarter turns until the chosen face stands within 45 degrees."
     eyes, mouth = [f(faces[chosen].points if faces[chosen].kind == 'five' else five(faces[chosen].points)) for f in (lambda p: p[:2].mean(0), lambda p: p[3:].mean(0))]
@@ -577,7 +594,7 @@ def describe(photo, faces, chosen, fit, uv, c, k, size, maker, by, world): # -> 
                 chosen=chosen, world=world if isinstance(world, str) else 'own', square=[round(float(v), 2) for v in (x, y, side)], yaw=yaw, pitch=pitch, roll=roll, distance=round(float(np.linalg.norm(fit['R'].T@fit['t'])), 3),
                 misfit=round(off, 5), inside=round(float(overlap(x, w)*overlap(y, h)), 3), enlarged=round(float(size/side), 2), mask=maker)
 
-# %% ../nbs/6_tools/63_align.ipynb #0f740149
+# %% ../nbs/6_tools/63_align.ipynb #f92dddd1
 def align(photo,          # path, bytes, PIL image, uint8 array, or tensor
           size=512,       # pixels of the crop
           world='eg3d',   # 'eg3d': FFHQ crop of EG3D and its kin; 'headnb': this project's data and models; or a World
@@ -604,7 +621,7 @@ def align(photo,          # path, bytes, PIL image, uint8 array, or tensor
     c = label(fit['R'], fit['t'])
     return Aligned(image, m, c, draw_overlay(photo, faces, chosen, fit, image, m, uv, f.kind), uv, faces, chosen, describe(photo, faces, chosen, fit, uv, c, k, size, maker, by, world))
 
-# %% ../nbs/6_tools/63_align.ipynb #f568a020
+# %% ../nbs/6_tools/63_align.ipynb #26cca72d
 def known_photo(seed,          # any integer
                 lo, hi,        # |yaw| of the camera, degrees
                 size=256, corr=False):
@@ -625,7 +642,7 @@ def pose_error(found: Aligned, known): # -> degrees: whole turn, yaw, pitch, rol
     R, T = camera_to_head(found.c), known['rotation'][None]
     return [float(rotation_angle(R, T))] + [abs((math.degrees(float(a - b)) + 180) % 360 - 180) for a, b in zip(angles(R), angles(T))]
 
-# %% ../nbs/6_tools/63_align.ipynb #19698890
+# %% ../nbs/6_tools/63_align.ipynb #0cabb745
 SUFFIXES = '.png', '.jpg', '.jpeg', '.webp', '.bmp', '.tif', '.tiff', '.gif'
 
 
@@ -656,7 +673,7 @@ def write_overlay(a, path):
     from headnb.base.show import png_bytes
     write_atomic(path, png_bytes(a.overlay, limit=100_000))
 
-# %% ../nbs/6_tools/63_align.ipynb #217cc4ab
+# %% ../nbs/6_tools/63_align.ipynb #6dcf01e7
 def arguments():
     p = argparse.ArgumentParser('headnb.align', description='Photos as a head generator wants them: crop, mask, camera label, overlay.')
     p.add_argument('photo', help='a picture, or a folder of pictures'); p.add_argument('out', help='folder to write; for a folder of pictures a data set: folder or .zip')
@@ -690,7 +707,7 @@ def main(args=None):
         return 0
     except BadInput as e: print(e, file=sys.stderr); return 2
 
-# %% ../nbs/6_tools/63_align.ipynb #2b60cafd
+# %% ../nbs/6_tools/63_align.ipynb #2039e2af
 class CallableModule(types.ModuleType):
     "`headnb.align(photo)` is `headnb.align.align(photo)`."
     def __call__(self, *args, **kw): return self.align(*args, **kw)
@@ -699,7 +716,7 @@ class CallableModule(types.ModuleType):
 if '__file__' in globals() and __name__ in sys.modules and __name__ != '__main__': sys.modules[__name__].__class__ = CallableModule
 if __name__ == '__main__' and '__file__' in globals(): sys.exit(main())
 
-# %% ../nbs/6_tools/63_align.ipynb #8567a83d
+# %% ../nbs/6_tools/63_align.ipynb #f7d1571b
 def calibrate(seeds): # of training renders -> dict: faces [68], bary [68,3], sigma [68] (widths of the own crop)
     "Where on our head dlib's landmarks lie, and how far they scatter."
     from headnb.field.raster import Mesh, closest
@@ -724,7 +741,7 @@ def scatter(rows, faces, bary): # -> dict
     sigma = 1.48*np.median(np.abs(off), 0).mean(1)
     return dict(faces=faces.tolist(), bary=bary.round(5).tolist(), sigma=sigma.round(5).tolist())
 
-# %% ../nbs/6_tools/63_align.ipynb #99e5b234
+# %% ../nbs/6_tools/63_align.ipynb #ae53d737
 BINS = ((0, 15), (15, 30), (30, 45), (45, 60), (60, 75), (75, 90), (90, 180))   # |yaw|, degrees
 
 

@@ -8,7 +8,7 @@ __all__ = ['VIEWS', 'generator_class', 'find', 'open_any', 'slerp', 'latent', 'a
            'density_slices', 'squared', 'Shot', 'Scene', 'SceneViewer', 'viewer', 'camera_label', 'framed', 'Page',
            'free_port', 'serve', 'main']
 
-# %% ../nbs/6_tools/62_view.ipynb #15f38670
+# %% ../nbs/6_tools/62_view.ipynb #4bd18823
 import argparse, contextlib, functools, math, socket, sys, threading, time
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ from .gan.checkpoint import load
 from .gan.generator import GeneratorCfg
 from .open import FAMILIES, fetch_part, open_official
 
-# %% ../nbs/6_tools/62_view.ipynb #32d04844
+# %% ../nbs/6_tools/62_view.ipynb #ef64ab5e
 def generator_class(cfg): # GeneratorCfg or a subclass -> the module class that it configures
     "Look up the family whose generator has this config."
     home = type(cfg).__module__
@@ -63,7 +63,7 @@ def open_any(what,     # name of a shipped model, .safetensors file, folder of o
     require(name, f'{path} holds no generator; it holds {", ".join(package.models)}')
     return package.into(name, generator_class(cfg)(cfg)).eval().requires_grad_(False)
 
-# %% ../nbs/6_tools/62_view.ipynb #b38d0d7a
+# %% ../nbs/6_tools/62_view.ipynb #58432df4
 def slerp(a, b, t): # [n,d] twice, 0..1 -> [n,d]
     "The point at t of the way along the great circle."
     angle = torch.arccos(F.cosine_similarity(a, b).clamp(-1, 1))[:, None]
@@ -81,7 +81,7 @@ def along(seed, walk, dim): # walk: 0 the seed itself, 1 the next seed, 1.5 half
     n = int(walk)
     return slerp(latent(seed + n, dim), latent(seed + n + 1, dim), walk - n) if walk != n else latent(seed + n, dim)
 
-# %% ../nbs/6_tools/62_view.ipynb #dbad496c
+# %% ../nbs/6_tools/62_view.ipynb #3ba15393
 def w_directions(style,      # z [n,dim] -> w [n,w_dim]
                  dim,        # numbers of z
                  k=5, n=4096 # directions, samples
@@ -94,7 +94,7 @@ def w_directions(style,      # z [n,dim] -> w [n,w_dim]
     v = v*torch.sign(v.gather(1, v.abs().argmax(1, keepdim=True)))       # an eigenvector has no sign: fix one
     return v.float().cpu(), var[:k].sqrt().float().cpu(), (var[:k]/var.sum().clamp(min=1e-30)).float().cpu()
 
-# %% ../nbs/6_tools/62_view.ipynb #23480686
+# %% ../nbs/6_tools/62_view.ipynb #05ec8ece
 @dataclass(frozen=True)
 class Style:
     "Who is shown."
@@ -126,7 +126,7 @@ class Identity:
             return self.G.background(nothing, nothing[:, :1], self.ws, noise='const')
         return self.keep(('behind', r), make)
 
-# %% ../nbs/6_tools/62_view.ipynb #e6fd1d61
+# %% ../nbs/6_tools/62_view.ipynb #e0b88960
 @dataclass(frozen=True)
 class Effort:
     "How much work a picture may be."
@@ -167,7 +167,7 @@ class Pace:
         "The last that fits; the first where none does."
         return next((e for e in rungs[::-1] if self.forecast(e) <= (self.budget if left is None else left)), rungs[0])
 
-# %% ../nbs/6_tools/62_view.ipynb #55a77209
+# %% ../nbs/6_tools/62_view.ipynb #5a3c4324
 def normals_of_depth(depth, c): # [1,1,h,w], [1,25] -> world normals [1,3,h,w]
     "Normals of the surface that a depth map describes."
     h, w = depth.shape[2:]
@@ -194,7 +194,7 @@ def normal_colours(n, mask, c): # [1,3,h,w] world, [1,1,h,w], [1,25] -> [1,3,h,w
     n = torch.einsum('kj,njhw->nkhw', torch.stack([right, -down, -forward]), n)
     return torch.where((mask > .5) & n.isfinite().all(1, keepdim=True), n, 1.)
 
-# %% ../nbs/6_tools/62_view.ipynb #d8b6bb60
+# %% ../nbs/6_tools/62_view.ipynb #175e393a
 def slice_points(box, cut, n): # side of the cube, -1..1, points on a side -> [3,n*n,3]
     "Points on the planes x, y, z = cut*box/2: from the side, from above, from the front."
     t = (torch.arange(n) + .5)/n*box - box/2
@@ -216,7 +216,7 @@ def squared(x): # uint8 [h,w,3] -> [n,n,3]
     n = max(h, w)
     return np.pad(x, (((n - h)//2, n - h - (n - h)//2), ((n - w)//2, n - w - (n - w)//2), (0, 0)), constant_values=255)
 
-# %% ../nbs/6_tools/62_view.ipynb #218db56d
+# %% ../nbs/6_tools/62_view.ipynb #967df636
 class Shot(Mapping):
     "What one camera sees: a picture for every name in VIEWS, made when it is looked up."
     def __init__(self, scene, who, c, cut=0., quick=False, left=None, newer=None, kept=None):
@@ -248,7 +248,7 @@ class Shot(Mapping):
         if key not in self.kept: self.kept[key] = self.scene.volume(self.who, self.c, key, self.newer)
         return self.kept[key]
 
-# %% ../nbs/6_tools/62_view.ipynb #e7a724f5
+# %% ../nbs/6_tools/62_view.ipynb #ed250f7d
 def _painted(shot): # -> feat with its background, raw
     feat, _, mask = shot.volume(shot.effort(False))
     feat = feat + (1 - mask)*shot.who.behind(feat.shape[-1])
@@ -287,7 +287,7 @@ VIEWS = {'image': _image,                                                    # n
          'planes': lambda shot: shot.who.keep('planes', lambda: squared(image_grid(planes_rgb(shot.who.planes)[0].flatten(0, 1)))[None]),
          'slices': _slices}
 
-# %% ../nbs/6_tools/62_view.ipynb #dc654525
+# %% ../nbs/6_tools/62_view.ipynb #c45ef61f
 class Scene:
     "A generator to look at: `scene(c, seed=3, psi=.7)` and, in less time, `scene.quick(...)` are Shots."
     def __init__(self, G,          # a generator of the skeleton
@@ -321,7 +321,7 @@ class Scene:
             self.last = Shot(self, who, c, cut, quick, self.pace.budget - (time.perf_counter() - t), newer, kept)
             return self.last
 
-# %% ../nbs/6_tools/62_view.ipynb #ece1e903
+# %% ../nbs/6_tools/62_view.ipynb #24691f23
 @patch(as_prop=True)
 def sliders(self: Scene): # -> {name: Slider}
     "What can be turned."
@@ -376,7 +376,7 @@ def volume(self: Scene, who, c, effort, newer=None): # Identity, [1,25], Effort,
         self.pace.took('sample', time.perf_counter() - t, work*min(rows, r - i))
     return [torch.cat(x, 1).transpose(1, 2).unflatten(2, (r, r)) for x in zip(*parts)]
 
-# %% ../nbs/6_tools/62_view.ipynb #ac74fd6f
+# %% ../nbs/6_tools/62_view.ipynb #f4dd0874
 class SceneViewer(OrbitViewer):
     "The orbit viewer, which tells the scene's pace what a whole frame takes."
     def __init__(self, scene, **start):
@@ -397,7 +397,7 @@ def viewer(what,     # as `open_any`, a generator, or a Scene
     scene = what if isinstance(what, Scene) else Scene(what) if isinstance(what, torch.nn.Module) else Scene(open_any(what, stubs), Path(what).stem)
     return SceneViewer(scene, **start)
 
-# %% ../nbs/6_tools/62_view.ipynb #e0cfc204
+# %% ../nbs/6_tools/62_view.ipynb #ab5b5ba5
 def camera_label(camera): # position [3], wxyz [4], fov in radians -> c [1,25]
     "The camera of a page as a label of the square in its middle."
     w, x, y, z = (float(q) for q in camera.wxyz)
@@ -415,7 +415,7 @@ def framed(x,      # uint8 [n,n,3]
     side = round((n*aspect - n)/2)
     return np.pad(x, ((0, 0), (side, side), (0, 0)), constant_values=255) if side >= 0 else x[:, -side:n + side]
 
-# %% ../nbs/6_tools/62_view.ipynb #0e62468b
+# %% ../nbs/6_tools/62_view.ipynb #aac4b690
 class Page:
     "One browser tab."
     def __init__(self, client, scene): # viser.ClientHandle, Scene
@@ -450,7 +450,7 @@ class Page:
 
     def close(self): self.open = False
 
-# %% ../nbs/6_tools/62_view.ipynb #e6d91bbc
+# %% ../nbs/6_tools/62_view.ipynb #77091d2a
 @patch
 def draw(self: Page, wish):
     "In the worker: quick first, well when nothing moves."
@@ -476,7 +476,7 @@ def paint(self: Page, way, c, view, aspect, values):
     self.stamp = now
     self.note.content = f'{self.scene.name}: {h} x {h} pixels, {1e3*(now - t):.0f} ms, {"at rest" if way is self.full else f"moving, {1/(now - before):.1f} frames/s"}'
 
-# %% ../nbs/6_tools/62_view.ipynb #49399125
+# %% ../nbs/6_tools/62_view.ipynb #46374fdc
 def free_port(port): # 0: any -> a port that nobody listens on
     "Find out before the server does, which would silently take another."
     try:
@@ -508,7 +508,7 @@ def serve(scene, port=8080): # Scene, 0..65535 (0: any that is free) -> viser.Vi
         if page: page.close()
     return server
 
-# %% ../nbs/6_tools/62_view.ipynb #d17de29e
+# %% ../nbs/6_tools/62_view.ipynb #e6cb7f0b
 def main(args=None):
     "Exit code 2: it could not be opened or served."
     p = argparse.ArgumentParser('headnb.view', description='Look at a checkpoint in the browser, on this machine only.')

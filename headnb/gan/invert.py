@@ -7,7 +7,7 @@ __all__ = ['MOVE', 'STAGES', 'STEPS', 'image_side', 'check_target', 'check_mask'
            'noise_regularity', 'whiten', 'lr_factor', 'shake_factor', 'move_camera', 'turn_between', 'InvertCfg',
            'Search', 'coarse_picture', 'changes', 'Inversion', 'open_inversion', 'Watch', 'invert']
 
-# %% ../../nbs/3_gan/38_invert.ipynb #61b2390c
+# %% ../../nbs/3_gan/38_invert.ipynb #e5859c21
 import copy, math, os, time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +24,7 @@ from .generator import Generator
 from .judges import axis_rotation
 from .metrics import Lpips, StageDistance, default_perceptual, judge_name
 
-# %% ../../nbs/3_gan/38_invert.ipynb #745cc7bd
+# %% ../../nbs/3_gan/38_invert.ipynb #a93292ab
 def image_side(G):  # a Generator -> pixels
     "The side of the pictures it draws."
     return G.superres.resolution if G.cfg.superres.widths else G.cfg.raw_size
@@ -56,7 +56,7 @@ def check_mask(mask,       # [1,1,h,h] or [h,h], 0..1
     require(m.mean().item() > .01, f'mask covers {100*m.mean().item():.2g} % of the picture: nothing is left to look at')
     return resize(m, size, 'antialiased').clamp(0, 1)
 
-# %% ../../nbs/3_gan/38_invert.ipynb #a5516c0c
+# %% ../../nbs/3_gan/38_invert.ipynb #e5128fb9
 def pixel_error(x, t,   # picture and target [1,3,h,w]
                 mask=None):  # [1,1,h,w]: the mean is over what it covers
     "Mean squared difference; none where a saturated target pixel is exceeded."
@@ -64,7 +64,7 @@ def pixel_error(x, t,   # picture and target [1,3,h,w]
     e = torch.where(beyond, 0., x - t).square()
     return e.mean() if mask is None else (mask*e).mean()/mask.mean()
 
-# %% ../../nbs/3_gan/38_invert.ipynb #15556038
+# %% ../../nbs/3_gan/38_invert.ipynb #be2ab25a
 class Perceptual:
     "Distance to a fixed target: of the judge's stages, of LPIPS from a file, or any function of two pictures."
     def __init__(self, net,  # None: the judge; path of an LPIPS trunk ('vgg' or 'squeeze' in its name, else alex); or net(a, b)
@@ -82,7 +82,7 @@ class Perceptual:
         if self.known is None: return self.net(x, self.target).mean()
         return sum((a - b).square().mean() for a, b in zip(self.look(x), self.known))
 
-# %% ../../nbs/3_gan/38_invert.ipynb #bb6caad9
+# %% ../../nbs/3_gan/38_invert.ipynb #3298520c
 def noise_maps(G):  # -> {name: buffer [r,r]}
     "The noise maps that reach the picture when noise is 'const'."
     return {k: b for k, b in G.named_buffers() if k.endswith('noise_const') and (not k.startswith('superres.') or G.cfg.superres.noise == 'const')}
@@ -105,7 +105,7 @@ def whiten(n):  # a map, changed in place
     n.sub_(n.mean())
     n.mul_(n.square().mean().clamp(min=1e-12).rsqrt())
 
-# %% ../../nbs/3_gan/38_invert.ipynb #1182b8bb
+# %% ../../nbs/3_gan/38_invert.ipynb #74ae21bc
 def lr_factor(t: float,      # share of the stage, 0..1
               rise, fall):   # shares in which it rises and falls
     "Ramps of the learning rate."
@@ -117,7 +117,7 @@ def shake_factor(t: float, share):  # how much of the noise on w is left
     "Quadratic, 0 from `share` on."
     return max(0., 1 - t/share)**2 if share else 0.
 
-# %% ../../nbs/3_gan/38_invert.ipynb #f9659ebd
+# %% ../../nbs/3_gan/38_invert.ipynb #04a27f6d
 MOVE = 0.1   # a step that turns by one radian shifts by so many world units
 
 
@@ -135,7 +135,7 @@ def turn_between(a, b):  # [n,25] twice -> degrees [n]
     skew = torch.stack([R[:, 2, 1] - R[:, 1, 2], R[:, 0, 2] - R[:, 2, 0], R[:, 1, 0] - R[:, 0, 1]], 1).norm(dim=1)
     return torch.rad2deg(torch.atan2(skew, R.diagonal(dim1=1, dim2=2).sum(1) - 1))
 
-# %% ../../nbs/3_gan/38_invert.ipynb #7efa03b0
+# %% ../../nbs/3_gan/38_invert.ipynb #da2a4238
 STAGES = {'camera': ('camera',),    # style codes are given (`start`): only the camera is sought
           'w': ('w',), 'w+': ('w', 'w+'), 'pti': ('w', 'tune')}
 STEPS = {'camera': 'camera_steps', 'w': 'w_steps', 'w+': 'plus_steps', 'tune': 'tune_steps'}   # of a stage
@@ -170,7 +170,7 @@ class InvertCfg:
     mask: Literal['inside', 'white'] = 'inside'   # count only what the mask covers; or put the head on white
     seed: int = 0
 
-# %% ../../nbs/3_gan/38_invert.ipynb #f898a0f9
+# %% ../../nbs/3_gan/38_invert.ipynb #346f7f95
 class Search:
     "An inversion in progress."
     def __init__(self, G, target, c,    # generator, picture, label
@@ -197,7 +197,7 @@ class Search:
 
     def whitened(self, x): return x if self.mask is None or self.cfg.mask != 'white' else self.mask*x + 1 - self.mask
 
-# %% ../../nbs/3_gan/38_invert.ipynb #b3ff1566
+# %% ../../nbs/3_gan/38_invert.ipynb #fe892ff9
 @patch
 def check_start(self: Search, ws):
     "Style codes of the right shape."
@@ -223,7 +223,7 @@ def name(self: Search):  # of the stage; None: all are over
 @patch
 def steps(self: Search, name): return getattr(self.cfg, STEPS[name])
 
-# %% ../../nbs/3_gan/38_invert.ipynb #4873eb93
+# %% ../../nbs/3_gan/38_invert.ipynb #ff765ed2
 @patch
 def begin(self: Search):
     "Tensors and Adam of the present stage."
@@ -245,7 +245,7 @@ def begin(self: Search):
     if name == 'camera':
         with torch.no_grad(): self.planes = self.G.make_planes(self.ws(), noise='const')
 
-# %% ../../nbs/3_gan/38_invert.ipynb #4710b642
+# %% ../../nbs/3_gan/38_invert.ipynb #4fc53a2f
 @patch
 def ws(self: Search, shake=0.):  # -> [1,num_ws,w_dim]
     "The style codes as they are now; `shake`: noise on them, in spreads."
@@ -262,7 +262,7 @@ def camera(self: Search):  # -> [1,25]
     "The camera as it is now."
     return move_camera(self.given, self.live['turn']*self.scale if 'turn' in self.live else self.delta)
 
-# %% ../../nbs/3_gan/38_invert.ipynb #cded6466
+# %% ../../nbs/3_gan/38_invert.ipynb #3d57600b
 def coarse_picture(G, ws, c, r, planes=None):  # -> raw [1,3,r,r]
     "The volume rendering alone, with r x r rays."
     if planes is None: planes = G.make_planes(ws, noise='const')
@@ -276,6 +276,10 @@ def small(self: Search, r):
     if self.inside is None: return resize(self.target, r, 'antialiased'), None
     m = resize(self.inside, r, 'antialiased')
     return resize(self.inside*self.target, r, 'antialiased')/m.clamp(min=1e-3), m
+
+
+@patch(as_prop=True)
+def eye(self: Search): return self.perceptual.name if self.perceptual else ''   # who judges likeness
 
 
 @patch(as_prop=True)
@@ -300,7 +304,7 @@ def terms(self: Search, t):  # share of the stage -> {name: number}
     if cfg.locality and self.name == 'tune': out['locality'] = self.locality(ws)
     return out
 
-# %% ../../nbs/3_gan/38_invert.ipynb #2240f6fa
+# %% ../../nbs/3_gan/38_invert.ipynb #63878e62
 @patch
 def locality(self: Search, ws, reach=.5, turn=.6):
     "Squared change of a random head, `reach` of the way from the pivot, seen from up to `turn` radians aside."
@@ -312,7 +316,7 @@ def locality(self: Search, ws, reach=.5, turn=.6):
         before = coarse_picture(self.base, other, c, r)
     return (coarse_picture(self.G, other, c, r) - before).square().mean()
 
-# %% ../../nbs/3_gan/38_invert.ipynb #650168f4
+# %% ../../nbs/3_gan/38_invert.ipynb #936e9219
 @patch
 def advance(self: Search, t) -> dict:  # share of the stage -> the terms
     "One step of the optimiser."
@@ -340,7 +344,7 @@ def finish(self: Search):
     self.number += 1
     self.begin()
 
-# %% ../../nbs/3_gan/38_invert.ipynb #26e0c1f8
+# %% ../../nbs/3_gan/38_invert.ipynb #90ea422e
 @patch
 def share(self: Search, budget=None,  # seconds for everything; None: only steps count
           ahead=0.):                  # look so many seconds ahead
@@ -352,7 +356,7 @@ def share(self: Search, budget=None,  # seconds for everything; None: only steps
     mine = (budget - self.began)*left[0]/sum(left)
     return min(1., max(t, (self.seconds + ahead - self.began)/mine if mine > 0 else 1.))
 
-# %% ../../nbs/3_gan/38_invert.ipynb #6a140016
+# %% ../../nbs/3_gan/38_invert.ipynb #f1b25c7e
 def changes(G, base):  # two generators of one kind -> {key: tensor of G}
     "The state entries in which they differ."
     return {k: v for (k, v), b in zip(G.state_dict().items(), base.state_dict().values()) if not torch.equal(v, b)}
@@ -364,7 +368,7 @@ def save_state(self: Search, folder):
     tensors = {'w': self.w, 'delta': self.delta, 'random': self.generator.get_state()} | {f'G.{k}': v for k, v in changes(self.G, self.base).items()}
     tensors |= {f'live.{k}': v for k, v in self.live.items() if not k.startswith('G.')}
     moments = {f'adam.{i}.{k}': v for i, p in enumerate(self.live.values()) for k, v in self.opt.state.get(p, {}).items()} if self.live else {}
-    about = dict(number=self.number, step=self.step, began=getattr(self, 'began', 0.), seconds=self.seconds, cpu=self.cpu, history=self.history, task=self.task)
+    about = dict(number=self.number, step=self.step, began=getattr(self, 'began', 0.), seconds=self.seconds, cpu=self.cpu, history=self.history, task=self.task, eye=self.eye)
     return write(Path(folder)/'search.safetensors', {'state': tensors | moments}, self.cfg, about)
 
 
@@ -377,6 +381,7 @@ def load_state(self: Search, folder) -> bool:  # False: there was none
     package = read(path, self.cfg)
     state, about = package.models['state'], package.meta
     require(about['task'] == self.task, f'{path} is the inversion of another picture, camera, mask or generator')
+    require(about['eye'] == self.eye, f'{path} was begun with the perceptual distance {about["eye"]!r}, this is {self.eye!r}')
     for p in self.live.values(): p.requires_grad_(False)
     self.w, self.delta = (state[k].to(self.given.device) for k in ('w', 'delta'))
     own = self.G.state_dict()
@@ -393,7 +398,7 @@ def load_state(self: Search, folder) -> bool:  # False: there was none
         if mine: self.opt.state[p] = {k: v if k == 'step' else torch.empty_like(p).copy_(v) for k, v in mine.items()}
     return True
 
-# %% ../../nbs/3_gan/38_invert.ipynb #e6d49fad
+# %% ../../nbs/3_gan/38_invert.ipynb #8bccbb57
 @dataclass
 class Inversion:
     "A picture's head: codes, camera, generator, and how they were found."
@@ -417,7 +422,7 @@ class Inversion:
         f = self.facts
         return f"{f['config']['method']}: PSNR {self.psnr:.2f} dB | {', '.join(self.losses)} | {len(self.history)} steps, {f['seconds']:.1f} s ({f['cpu']:.1f} s of CPU, load {f['load']:.1f})" + (f" | {f['note']}" if f['note'] else '')
 
-# %% ../../nbs/3_gan/38_invert.ipynb #e8f91f0e
+# %% ../../nbs/3_gan/38_invert.ipynb #621e5fab
 @patch
 def save(self: Inversion,
          path,          # ends in .safetensors
@@ -445,7 +450,7 @@ def open_inversion(path,             # written by `Inversion.save`
     m, known = package.meta, package.models['inversion']
     return Inversion(own.eval().requires_grad_(False).to(memory_format=torch.channels_last), known['ws'], known['c'], known['given'], m['psnr'], tuple(m['losses']), m['history'], m['facts'], tuple(m['changed']))
 
-# %% ../../nbs/3_gan/38_invert.ipynb #5f1ed4f4
+# %% ../../nbs/3_gan/38_invert.ipynb #8614933c
 class Watch:
     "An observer that keeps one picture up to date: the target, and what the last step has drawn."
     def __init__(self, every=2., size=160):  # seconds, pixels
@@ -460,7 +465,7 @@ class Watch:
         if self.handle is None: self.handle = display(data, display_id=True)
         else: self.handle.update(data)
 
-# %% ../../nbs/3_gan/38_invert.ipynb #d8c1206d
+# %% ../../nbs/3_gan/38_invert.ipynb #82b83bd0
 @patch
 @torch.no_grad()
 def result(self: Search) -> Inversion:
@@ -475,7 +480,7 @@ def result(self: Search) -> Inversion:
     facts = dict(seconds=self.seconds, cpu=self.cpu, load=os.getloadavg()[0], threads=torch.get_num_threads(), note=self.note, config=to_dict(self.cfg), base=fingerprint(self.base.state_dict()), masked=self.mask is not None)
     return Inversion(copy.deepcopy(self.G) if changed else self.base, ws, c, self.given, (10*math.log10(4/max(mse.item(), 1e-10))), names, self.history, facts, changed)
 
-# %% ../../nbs/3_gan/38_invert.ipynb #c462c28d
+# %% ../../nbs/3_gan/38_invert.ipynb #1282a04a
 @patch
 def row(self: Search, terms, dt):  # dict, seconds of the step -> a line of the history
     "What is remembered of a step."
