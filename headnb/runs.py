@@ -165,11 +165,11 @@ def environment() -> dict:
 def run_folder(name: str, resume: bool, root=None) -> Path:
     "The folder to run in: a free name, or the newest with that name."
     root = Path(root or repo_path('papermill_runs/out'))
-    used = sorted((p for p in root.glob(f'{name}*') if p.name == name or p.name[len(name):].lstrip('-').isdigit()), key=lambda p: int(p.name[len(name) + 1:] or 1))
+    used = sorted((p for p in root.glob(f'{name}*') if p.name == name or p.name[len(name):][:1] == '.' and p.name[len(name) + 1:].isdigit()), key=lambda p: int(p.name[len(name) + 1:] or 1))
     if resume:
         require(used, f'nothing to resume: no folder {name} in {root}')
         return used[-1]
-    return root/(name if not used else f'{name}-{int(used[-1].name[len(name) + 1:] or 1) + 1}')
+    return root/(name if not used else f'{name}.{int(used[-1].name[len(name) + 1:] or 1) + 1}')
 
 # %% ../nbs/6_tools/64_runs.ipynb #2de55c72
 EXIT = {'done': 0, 'failed': 1, 'refused': 2, 'killed': 3, 'resumable': 4}
