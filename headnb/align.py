@@ -13,7 +13,7 @@ __all__ = ['FORMATS', 'MAX_BYTES', 'MAX_PIXELS', 'MIN_SIDE', 'FOCAL', 'RADIUS', 
            'known_photo', 'pose_error', 'align_folder', 'write_overlay', 'arguments', 'read_points', 'main',
            'CallableModule', 'calibrate', 'scatter', 'measure_row', 'summary']
 
-# %% ../nbs/6_tools/63_align.ipynb #441d8a23
+# %% ../nbs/6_tools/63_align.ipynb #c4de0506
 import argparse, functools, io, json, math, sys, types, warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +28,7 @@ from .field.rig import at_faces, load_head
 from .gan.data import write_dataset
 from .gan.judges import MIRROR68, Judges, angles, axis_rotation, camera_to_head, load_judges, rotation_angle
 
-# %% ../nbs/6_tools/63_align.ipynb #533b97c5
+# %% ../nbs/6_tools/63_align.ipynb #a6959bd6
 FORMATS = 'PNG', 'JPEG', 'WEBP', 'BMP', 'TIFF', 'GIF'
 MAX_BYTES, MAX_PIXELS, MIN_SIDE = 256 << 20, 100_000_000, 48   # more is refused before it is unpacked; less holds no face
 
@@ -49,7 +49,7 @@ def file_bytes(path):
     require(path.stat().st_size <= MAX_BYTES, f'{path}: {path.stat().st_size >> 20} MiB; at most {MAX_BYTES >> 20} MiB are read. Save the photo smaller')
     return path.read_bytes()
 
-# %% ../nbs/6_tools/63_align.ipynb #e6928c91
+# %% ../nbs/6_tools/63_align.ipynb #009c669e
 def decoded(data, name): # bytes, for messages -> PIL image, turned as its EXIF says
     "Unpack a picture file, bounded."
     from PIL import Image, ImageOps
@@ -79,7 +79,7 @@ def plain(im, name): # PIL image -> Photo
     alpha = np.array(im.getchannel('A'))
     return Photo(np.array(Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im).convert('RGB')), name, alpha if alpha.min() < 250 else None)
 
-# %% ../nbs/6_tools/63_align.ipynb #686764ad
+# %% ../nbs/6_tools/63_align.ipynb #8c38a3b5
 def read_photo(photo,     # path, bytes, PIL image, uint8 array [h,w], [h,w,3] or [h,w,4], or tensor [3,h,w] or [1,3,h,w] in -1..1
                name=None, # for messages; None: the path
               ) -> Photo:
@@ -100,7 +100,7 @@ def read_photo(photo,     # path, bytes, PIL image, uint8 array [h,w], [h,w,3] o
     require(min(photo.size) >= MIN_SIDE, f'{name}: {photo.width} x {photo.height} pixels; a face needs at least {MIN_SIDE} on each side. Use a larger picture')
     return plain(photo, name)
 
-# %% ../nbs/6_tools/63_align.ipynb #d333daf7
+# %% ../nbs/6_tools/63_align.ipynb #eab1b5e0
 FOCAL, RADIUS = 4.2647, 2.7
 
 
@@ -116,7 +116,7 @@ class World:
 WORLDS = {'eg3d': World(.27*700/300, (0., .006, .161), ((-.084, .030, .197), (.084, .030, .197), (0., -.060, .310), (-.068, -.151, .221), (.068, -.151, .221)), False),
           'headnb': World(RADIUS/FOCAL)}
 
-# %% ../nbs/6_tools/63_align.ipynb #ebc00019
+# %% ../nbs/6_tools/63_align.ipynb #d8999cf8
 @functools.cache
 def settings(): # of `align.json`: calibration and what was measured
     return json.loads(asset_path('align.json').read_text())
@@ -140,7 +140,7 @@ def point_model(faces, bary, # [68] triangles of the rig, [68,3] weights
     B = v[:modes]*s[:modes, None]/math.sqrt(len(x))
     return mean.view(-1, 3).double().numpy(), B.view(modes, -1, 3).double().numpy()
 
-# %% ../nbs/6_tools/63_align.ipynb #8c8bc40c
+# %% ../nbs/6_tools/63_align.ipynb #d4d903fe
 INNER = tuple(range(17, 68))   # without the contour, which slides along the cheek as the head turns
 
 
@@ -171,7 +171,7 @@ def head_points(kind): # 'dlib', 'judge' or 'five' -> Points
     if kind == 'dlib': return Points(mean, modes, (sigma + sigma[list(MIRROR68)])/2, INNER)
     return Points(five(mean), five(modes), np.full(5, .006), tuple(range(5)))
 
-# %% ../nbs/6_tools/63_align.ipynb #f46a7bc3
+# %% ../nbs/6_tools/63_align.ipynb #1c6fec1f
 def head_in(world): # World -> (scale, shift [3]): the head's points into this world
     "Similarity without a turn, from the mean head's five points to the standard ones."
     if world.points is None: return 1., np.zeros(3)
@@ -208,7 +208,7 @@ def cut(picture,    # uint8 [h,w,3] or [h,w]
     x, y = x + pad[2], y + pad[0]
     return np.asarray(Image.fromarray(im).resize((size, size), Image.Resampling.LANCZOS, box=(x, y, x + side, y + side)))
 
-# %% ../nbs/6_tools/63_align.ipynb #883627e4
+# %% ../nbs/6_tools/63_align.ipynb #9cfb309b
 def first_guess(p, X): # [k,2] crop widths, [k,3] -> rotation [3,3], shift [3]
     "Pose from the linear fit."
     A = np.linalg.lstsq(np.c_[X, np.ones(len(X))], p, rcond=None)[0]
@@ -241,7 +241,7 @@ def huber(n): # norms in sigmas -> weight of the squared norm, cost
     "Squares up to 2, straight lines beyond."
     return np.where(n < 2, 1, 2/n.clip(1e-9)), np.where(n < 2, n*n, 4*n - 4)
 
-# %% ../nbs/6_tools/63_align.ipynb #1e1e9bee
+# %% ../nbs/6_tools/63_align.ipynb #9ff17e31
 def pnp(p,      # [k,2] landmarks, crop widths
         points, # Points of the same kind
         world,  # World
@@ -267,7 +267,7 @@ def pnp(p,      # [k,2] landmarks, crop widths
         new = Rotation.from_rotvec(step[:3]).as_matrix()@R, t + step[3:6], a + step[6:]
     return R, t, X + np.tensordot(a, B, 1)
 
-# %% ../nbs/6_tools/63_align.ipynb #7ca19e44
+# %% ../nbs/6_tools/63_align.ipynb #66ec6690
 def label(R, t): # world -> camera -> c [1,25]
     "Camera label of a pose, its position scaled to 2.7 from the origin."
     where = -R.T@t
@@ -290,7 +290,7 @@ def fit_camera(face,     # Face: landmarks in pixels of the photo, and what they
         (u, v), k = seen(np.zeros((1, 3)), R, t)[0] - .5, max(np.linalg.norm(t), 1e-3)/RADIUS
         x, y, side = x + u*side, y + v*side, side/k
 
-# %% ../nbs/6_tools/63_align.ipynb #d5c8bad0
+# %% ../nbs/6_tools/63_align.ipynb #6a4fef95
 @dataclass
 class Face:
     "What a detector found."
@@ -313,7 +313,7 @@ def back(points, angle, old, new): # [n,2] in a picture turned by `angle` degree
     c, s = math.cos(math.radians(angle)), math.sin(math.radians(angle))
     return (points - np.array(new)/2)@np.array([[c, s], [-s, c]]) + np.array(old)/2
 
-# %% ../nbs/6_tools/63_align.ipynb #3dd6ec1c
+# %% ../nbs/6_tools/63_align.ipynb #97d668cf
 @functools.cache
 def dlib_models():
     "dlib's detector of upright faces and its 68 landmarks."
@@ -343,7 +343,7 @@ def upright_faces(im, sides, enough=.3): # PIL image, working sizes -> [Face], b
         if best and best[0].score > enough: break
     return best
 
-# %% ../nbs/6_tools/63_align.ipynb #1e0b4259
+# %% ../nbs/6_tools/63_align.ipynb #7bff8800
 TURNS = (30, 330, 90, 270, 180, 60, 300, 135, 225)   # degrees, tried when no upright face is certain
 
 
@@ -380,7 +380,7 @@ def turned_back(f, angle, old, new): # Face found in the turned picture -> Face 
     ends = back(np.array([[f.box[i], f.box[j]] for i in (0, 2) for j in (1, 3)]), angle, old, new)
     return Face(back(f.points, angle, old, new), f.score, (*ends.min(0), *ends.max(0)), f.kind, round(angle))
 
-# %% ../nbs/6_tools/63_align.ipynb #a21e3e1e
+# %% ../nbs/6_tools/63_align.ipynb #92533705
 @functools.cache
 def shipped(): return load_judges()
 
@@ -417,7 +417,7 @@ def judge_faces(rgb,           # uint8 [h,w,3]: one rendered head somewhere near
         except (BadInput, np.linalg.LinAlgError): return []
     return [Face(points, score, (*points.min(0), *points.max(0)), 'judge', turn=turn)]
 
-# %% ../nbs/6_tools/63_align.ipynb #44ba777b
+# %% ../nbs/6_tools/63_align.ipynb #09574576
 def given_faces(points, name): # [5,2], [68,2] or several of them -> [Face]
     "Faces from points of the caller."
     try: x = np.array(points.detach().cpu() if isinstance(points, torch.Tensor) else points, np.float64)
@@ -455,7 +455,7 @@ def choose(faces,       # [Face]
     require(0 <= face < len(faces), f'{name}: there is no face {face}; {len(faces)} found, 0 to {len(faces) - 1}')
     return int(face)
 
-# %% ../nbs/6_tools/63_align.ipynb #befd1ffb
+# %% ../nbs/6_tools/63_align.ipynb #7bc297ad
 def guided(mask, guide,   # [1,1,h,w] in 0..1, [1,1,h,w] grey
            radius, eps=2e-3):
     "Guided filter: the mask as a local linear function of the guide."
@@ -493,7 +493,7 @@ def matting(model): # path of a TorchScript file, or a callable
     try: return torch.jit.load(str(model), map_location='cpu').eval()
     except Exception as e: raise BadInput(f'{model}: not a TorchScript file ({str(e).strip().splitlines()[0][:120]})') from None
 
-# %% ../nbs/6_tools/63_align.ipynb #30ccfbce
+# %% ../nbs/6_tools/63_align.ipynb #13d327aa
 def make_mask(mask, photo, image, square, camera, world): # -> ([1,1,s,s] in 0..1 or None, who made it)
     "The mask, and the name of its maker."
     if mask is None: return None, 'none'
@@ -507,7 +507,7 @@ def make_mask(mask, photo, image, square, camera, world): # -> ([1,1,s,s] in 0..
     require(m.isfinite().all() and m.min() > -.01 and m.max() < 1.01, f'the matting model gave values from {float(m.min()):.3g} to {float(m.max()):.3g}; 0..1 is asked for')
     return m.clamp(0, 1), str(mask) if not callable(mask) else getattr(mask, '__name__', type(mask).__name__)
 
-# %% ../nbs/6_tools/63_align.ipynb #b88be062
+# %% ../nbs/6_tools/63_align.ipynb #fe872ceb
 def draw_photo(photo, faces, chosen, square, side): # -> PIL image side x side
     "The photo, its faces, the crop."
     from PIL import Image, ImageDraw
@@ -546,7 +546,7 @@ def draw_overlay(photo, faces, chosen, fit, image, mask, uv, kind, side=256): # 
     if mask is not None: panels.append(Image.fromarray(to_uint8(image*mask)[0]).resize((side, side), Image.Resampling.LANCZOS))
     return np.concatenate([np.asarray(p) for p in panels], 1)
 
-# %% ../nbs/6_tools/63_align.ipynb #50ce5c8b
+# %% ../nbs/6_tools/63_align.ipynb #d963d3d4
 @dataclass
 class Aligned:
     "A photo as a generator wants it."
@@ -577,7 +577,7 @@ class Aligned:
         write_atomic(out/'dataset.json', json.dumps({'labels': [['crop.png', it['c']]], 'info': {'crop.png': self.report}}))
         return out
 
-# %% ../nbs/6_tools/63_align.ipynb #f8fe7d42
+# %% ../nbs/6_tools/63_align.ipynb #444255f0
 def upright(photo, faces, chosen): # -> Photo, [Face], quarter turns
     "Turn the photo by quarter turns until the chosen face stands within 45 degrees."
     eyes, mouth = [f(faces[chosen].points if faces[chosen].kind == 'five' else five(faces[chosen].points)) for f in (lambda p: p[:2].mean(0), lambda p: p[3:].mean(0))]
@@ -611,7 +611,7 @@ def describe(photo, faces, chosen, fit, uv, c, k, size, maker, by, world): # -> 
                 chosen=chosen, world=world if isinstance(world, str) else 'own', square=[round(float(v), 2) for v in (x, y, side)], yaw=yaw, pitch=pitch, roll=roll, distance=round(float(np.linalg.norm(fit['R'].T@fit['t'])), 3),
                 misfit=round(off, 5), inside=round(float(overlap(x, w)*overlap(y, h)), 3), enlarged=round(float(size/side), 2), mask=maker)
 
-# %% ../nbs/6_tools/63_align.ipynb #01e99b37
+# %% ../nbs/6_tools/63_align.ipynb #836fb503
 def align(photo,          # path, bytes, PIL image, uint8 array, or tensor
           size=512,       # pixels of the crop
           world='eg3d',   # 'eg3d': FFHQ crop of EG3D and its kin; 'headnb': this project's data and models; or a World
@@ -638,7 +638,7 @@ def align(photo,          # path, bytes, PIL image, uint8 array, or tensor
     c = label(fit['R'], fit['t'])
     return Aligned(image, m, c, draw_overlay(photo, faces, chosen, fit, image, m, uv, f.kind), uv, faces, chosen, describe(photo, faces, chosen, fit, uv, c, k, size, maker, by, world))
 
-# %% ../nbs/6_tools/63_align.ipynb #33fa2b16
+# %% ../nbs/6_tools/63_align.ipynb #eaf8959b
 def known_photo(seed,          # any integer
                 lo, hi,        # |yaw| of the camera, degrees
                 size=256, corr=False):
@@ -659,7 +659,7 @@ def pose_error(found: Aligned, known): # -> degrees: whole turn, yaw, pitch, rol
     R, T = camera_to_head(found.c), known['rotation'][None]
     return [float(rotation_angle(R, T))] + [abs((math.degrees(float(a - b)) + 180) % 360 - 180) for a, b in zip(angles(R), angles(T))]
 
-# %% ../nbs/6_tools/63_align.ipynb #9c902734
+# %% ../nbs/6_tools/63_align.ipynb #1a94e5cc
 SUFFIXES = '.png', '.jpg', '.jpeg', '.webp', '.bmp', '.tif', '.tiff', '.gif'
 
 
@@ -690,7 +690,7 @@ def write_overlay(a, path):
     from headnb.base.show import png_bytes
     write_atomic(path, png_bytes(a.overlay, limit=100_000))
 
-# %% ../nbs/6_tools/63_align.ipynb #4d1a5d20
+# %% ../nbs/6_tools/63_align.ipynb #39c3d049
 def arguments():
     p = argparse.ArgumentParser('headnb.align', description='Photos as a head generator wants them: crop, mask, camera label, overlay.')
     p.add_argument('photo', help='a picture, or a folder of pictures'); p.add_argument('out', help='folder to write; for a folder of pictures a data set: folder or .zip')
@@ -724,7 +724,7 @@ def main(args=None):
         return 0
     except BadInput as e: print(e, file=sys.stderr); return 2
 
-# %% ../nbs/6_tools/63_align.ipynb #6d9b5e2d
+# %% ../nbs/6_tools/63_align.ipynb #596a6959
 class CallableModule(types.ModuleType):
     "`headnb.align(photo)` is `headnb.align.align(photo)`."
     def __call__(self, *args, **kw): return self.align(*args, **kw)
@@ -733,7 +733,7 @@ class CallableModule(types.ModuleType):
 if '__file__' in globals() and __name__ in sys.modules and __name__ != '__main__': sys.modules[__name__].__class__ = CallableModule
 if __name__ == '__main__' and '__file__' in globals(): sys.exit(main())
 
-# %% ../nbs/6_tools/63_align.ipynb #31dfeccb
+# %% ../nbs/6_tools/63_align.ipynb #66c2b617
 def calibrate(seeds): # of training renders -> dict: faces [68], bary [68,3], sigma [68] (widths of the own crop)
     "Where on our head dlib's landmarks lie, and how far they scatter."
     from headnb.field.raster import Mesh, closest
@@ -758,7 +758,7 @@ def scatter(rows, faces, bary): # -> dict
     sigma = 1.48*np.median(np.abs(off), 0).mean(1)
     return dict(faces=faces.tolist(), bary=bary.round(5).tolist(), sigma=sigma.round(5).tolist())
 
-# %% ../nbs/6_tools/63_align.ipynb #2ab3b2c4
+# %% ../nbs/6_tools/63_align.ipynb #b28420f5
 BINS = ((0, 15), (15, 30), (30, 45), (45, 60), (60, 75), (75, 90), (90, 180))   # |yaw|, degrees
 
 
