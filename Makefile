@@ -26,8 +26,12 @@ demo: setup
 test: setup
 	$(BIN)/python .ci/test.py
 
-## make test-all  the same with what is slow: flagged cells, full-size models, the browser
-test-all: setup
+.venv/.ready-all: .venv/.ready
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[dev,view,browser,dlib]'
+	@touch $@
+
+## make test-all  the same with what is slow or optional: flagged cells, full-size models, dlib, the browser (Debian's chromium)
+test-all: .venv/.ready-all
 	$(BIN)/python .ci/test.py --all
 
 ## make lab       JupyterLab on localhost
