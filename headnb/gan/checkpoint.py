@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OFFICIAL', 'DROPPED', 'SR_CLASSES', 'RENDER_IGNORED', 'D_CLASSES', 'fingerprint', 'Package', 'fill', 'save', 'load',
-           'difference', 'open_generator', 'official_name', 'official_to_ours', 'ours_to_official',
+           'difference', 'checkpoint_file', 'open_generator', 'official_name', 'official_to_ours', 'ours_to_official',
            'released_generator_cfg', 'released_discriminator_cfg']
 
 # %% ../../nbs/3_gan/36_checkpoint.ipynb #3ac6a056
@@ -146,13 +146,29 @@ def difference(a, b, at=''): # two nested dicts: expected, found
     return ''
 
 # %% ../../nbs/3_gan/36_checkpoint.ipynb #1c4696b0
-def open_generator(name,             # name of a shipped model, or path of a .safetensors file
+def checkpoint_file(what,  # name of a shipped model, .safetensors file, or folder with a model.safetensors
+                   ):      # Path of a .safetensors file
+    "Where a checkpoint lies."
+    p = Path(what)
+    if p.is_dir(): p = p/'model.safetensors'
+    if p.suffix == '.safetensors':
+        require(p.exists(), f'{p} does not exist')
+        return p
+    require(not p.suffix and len(p.parts) == 1, f'{p} does not exist' if not p.exists() else f'{p}: a checkpoint is a .safetensors file or a folder with one; a released .pkl is opened by headnb.open_official')
+    shipped = [q.stem for q in asset_path('eg3d-mini.safetensors').parent.glob('*.safetensors') if q.stem != 'judges']
+    require(str(what) in shipped, f'there is no file {what!r}, and no shipped model of that name{suggest(what, shipped)}')
+    return asset_path(f'{what}.safetensors')
+
+
+def open_generator(name,             # as `checkpoint_file`
                    build=Generator,  # config of the generator -> module
                   ):                 # (generator in evaluation mode, meta)
     "The averaged generator of a checkpoint."
-    package = load(name if str(name).endswith('.safetensors') else asset_path(f'{name}.safetensors'))
-    cfg = package.cfg if isinstance(package.cfg, GeneratorCfg) else package.cfg.G
-    return package.into('G_ema', build(cfg)).eval().requires_grad_(False), package.meta
+    path = checkpoint_file(name)
+    package = load(path)
+    which = next((n for n in ('G_ema', 'G') if n in package.models), None)
+    require(which, f'{path} holds no generator; it holds {", ".join(package.models)}')
+    return package.into(which, build(getattr(package.cfg, 'G', package.cfg))).eval().requires_grad_(False), package.meta
 
 # %% ../../nbs/3_gan/36_checkpoint.ipynb #d190175b
 _EG3D = [('backbone.synthesis.', 'planes.'), ('backbone.mapping.', 'mapping.'), ('superresolution.', 'superres.'),

@@ -60,7 +60,7 @@ class ZipSource:
         require(size <= limit, f'{self.path}: {name} unpacks to {size >> 20} MiB; at most {limit >> 20} MiB are accepted')
         require(size <= max(MAX_RATIO*packed, SMALL), f'{self.path}: {name} unpacks to {size >> 20} MiB from {packed >> 10} KiB, more than {MAX_RATIO} times as much: a bomb')
         try: return self.zip.read(name)
-        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError) as e:
+        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as e:
             raise BadInput(f'{self.path}: {name} cannot be read ({e})') from None
 
 # %% ../../nbs/3_gan/31_data.ipynb #b7edabb5

@@ -21,7 +21,7 @@ from ..base.show import image_grid, png_bytes, resized, to_uint8
 from ..nets.ops import resize
 from .checkpoint import fingerprint, load as read, save as write
 from .generator import Generator
-from .judges import axis_rotation
+from .judges import axis_rotation, rotation_angle
 from .metrics import Lpips, StageDistance, default_perceptual, judge_name
 
 # %% ../../nbs/3_gan/38_invert.ipynb #a93292ab
@@ -131,9 +131,7 @@ def move_camera(c,      # [n,25]
 
 def turn_between(a, b):  # [n,25] twice -> degrees [n]
     "The angle between the orientations of two cameras."
-    R = split_label(a)[0][:, :3, :3].mT @ split_label(b)[0][:, :3, :3]
-    skew = torch.stack([R[:, 2, 1] - R[:, 1, 2], R[:, 0, 2] - R[:, 2, 0], R[:, 1, 0] - R[:, 0, 1]], 1).norm(dim=1)
-    return torch.rad2deg(torch.atan2(skew, R.diagonal(dim1=1, dim2=2).sum(1) - 1))
+    return rotation_angle(*(split_label(c)[0][:, :3, :3] for c in (a, b)))
 
 # %% ../../nbs/3_gan/38_invert.ipynb #da2a4238
 STAGES = {'camera': ('camera',),    # style codes are given (`start`): only the camera is sought

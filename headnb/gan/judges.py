@@ -358,7 +358,7 @@ class Who(nn.Module):
 
     def forward(self, x): return F.normalize(self.net(x), dim=1)
 
-
+# %% ../../nbs/3_gan/33_judges.ipynb #51a172da
 def twins(net, n: int,):  # how many
     "Copies of a network that share its parameters and buffers, but not its gradients."
     copies = [copy.deepcopy(net) for _ in range(n)]
@@ -483,7 +483,9 @@ def mean_correlation(a, b,         # [n,k] each
 
 def rotation_angle(a, b):  # [n,3,3] each -> degrees [n]
     "Angle of the rotation that leads from one to the other."
-    return torch.rad2deg((((a.transpose(1, 2)@b).diagonal(dim1=1, dim2=2).sum(-1)-1)/2).clamp(-1, 1).acos())
+    R = a.mT@b
+    skew = torch.stack([R[:, 2, 1]-R[:, 1, 2], R[:, 0, 2]-R[:, 2, 0], R[:, 1, 0]-R[:, 0, 1]], 1).norm(dim=1)   # twice its sine; the trace gives twice its cosine, plus one
+    return torch.rad2deg(torch.atan2(skew, R.diagonal(dim1=1, dim2=2).sum(1)-1))
 
 # %% ../../nbs/3_gan/33_judges.ipynb #62b1741a
 @torch.no_grad()
