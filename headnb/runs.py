@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['TEMPLATES', 'EXIT', 'override', 'TrainRun', 'InvertRun', 'paper_module', 'model_config', 'read_spec', 'template_path',
-           'check_parameters', 'open_data', 'invert_facts', 'check', 'environment', 'run_folder', 'html_report',
-           'execute', 'run', 'build', 'fit', 'fit_processes', 'worker', 'main', 'ship']
+           'check_parameters', 'open_data', 'open_teacher', 'invert_facts', 'starts', 'check', 'environment',
+           'run_folder', 'html_report', 'execute', 'run', 'build', 'fit', 'fit_processes', 'worker', 'main', 'ship']
 
-# %% ../nbs/6_tools/64_runs.ipynb #74badf6a
+# %% ../nbs/6_tools/64_runs.ipynb #5fc56721
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 import argparse, ast, importlib, json, os, platform, signal, subprocess, sys, time
 from .base.core import BadInput, config_hash, from_dict, repo_path, require, suggest, to_dict, write_atomic
 
-# %% ../nbs/6_tools/64_runs.ipynb #dfa85de0
+# %% ../nbs/6_tools/64_runs.ipynb #62293e9c
 def override(base: dict,      # nested plain data
              changes: dict,   # the same shape, only what differs
              where='config',  # for messages
@@ -26,15 +26,17 @@ def override(base: dict,      # nested plain data
         out[k] = override(base[k], v, f'{where}.{k}') if isinstance(base[k], dict) else v
     return out
 
-# %% ../nbs/6_tools/64_runs.ipynb #3c3c2b4d
+# %% ../nbs/6_tools/64_runs.ipynb #e02382ae
 @dataclass(frozen=True)
 class TrainRun:
     "Parameters of `9_runs/train.ipynb`."
     paper: str = 'eg3d'             # module of headnb.papers
     config: str = 'tiny'            # key of its CONFIGS
-    data: str | None = None         # zip or folder, relative to the checkout; None: a small made-up set (smoke test)
+    data: str | dict | None = None  # zip or folder, relative to the checkout; several by role where the paper asks for them ({front: ..., back: ...}); None: a small made-up set (smoke test)
     resolution: int | None = None   # side that pictures are reduced to; None: what the discriminator reads
     state: str | None = None        # exported state to start from and to keep up to date (papermill_runs/state/...)
+    start: str | dict | None = None # trained weights to begin with, counters at 0: an exported state or the folder of a run; or one for each part ({G: ..., D.back: ...})
+    teacher: str | None = None      # checkpoint of the generator that is distilled: a shipped name, a file, the folder of a run
     processes: int = 1              # of one machine; more than one: torchrun
     G: dict = field(default_factory=dict)      # what differs from the preset
     D: dict = field(default_factory=dict)
@@ -74,7 +76,7 @@ def model_config(spec: TrainRun):  # -> the paper's dataclass with fields G, D, 
     changes = {k: getattr(spec, k) for k in ('G', 'D', 'train') if getattr(spec, k)}
     return from_dict(type(preset), override(to_dict(preset), changes))
 
-# %% ../nbs/6_tools/64_runs.ipynb #55fcd435
+# %% ../nbs/6_tools/64_runs.ipynb #504b205c
 def read_spec(spec,            # 'tiny/eg3d' or a path
               changes=(),      # 'name.name=value', value in YAML
              ):                # (name of the run, name of the template, parameters)
@@ -103,7 +105,7 @@ def template_path(name: str) -> Path:
     require(path.is_file(), f'no template {name!r}{suggest(name, [p.stem for p in path.parent.glob("*.ipynb")])}')
     return path
 
-# %% ../nbs/6_tools/64_runs.ipynb #501167da
+# %% ../nbs/6_tools/64_runs.ipynb #0cbf08ec
 def check_parameters(template: str, params: dict):
     "Parameters against the notebook's own parameters cell: names, and the type of each default."
     import papermill, logging
@@ -120,11 +122,33 @@ def check_parameters(template: str, params: dict):
 
 def open_data(spec: TrainRun, cfg):  # cfg: the paper's configuration
     "The data set of a training run."
+    module = paper_module(spec.paper)
+    roles, given = getattr(module, 'ROLES', ()), spec.data if isinstance(spec.data, dict) else {}
+    if not roles:
+        require(spec.data and not given, 'this run needs `data`: a zip or folder of images with dataset.json')
+        return _open_set(spec, cfg, spec.data)
+    require(set(given) == set(roles), f'{spec.paper} needs `data` by role: {", ".join(roles)}; it has ' + (', '.join(map(str, given)) or repr(spec.data)))
+    return module.arrange(cfg, {k: _open_set(spec, cfg, given[k]) for k in roles})
+
+
+def _open_set(spec, cfg, path):
+    "One set, of the size and with the masks that the discriminator reads."
     from headnb.gan.data import HeadDataset
-    require(spec.data, 'this run needs `data`: a zip or folder of images with dataset.json')
-    made = HeadDataset(repo_path(spec.data), spec.resolution or getattr(cfg.D, 'resolution', None), mirror=getattr(cfg.train, 'mirror', False))
-    require('mask' not in getattr(cfg.D, 'keys', ()) or 'mask' in made.beside, f'the discriminator of {spec.paper} reads masks; beside {spec.data} there is no archive {made.path.stem}_masks')
+    made = HeadDataset(repo_path(path), spec.resolution or getattr(cfg.D, 'resolution', None), mirror=getattr(cfg.train, 'mirror', False))
+    require('mask' not in getattr(cfg.D, 'keys', ()) or 'mask' in made.beside, f'the discriminator of {spec.paper} reads masks; beside {path} there is no archive {made.path.stem}_masks')
     return made
+
+
+def open_teacher(spec: TrainRun, cfg, data):  # -> {} or {'teacher': generator in evaluation mode}
+    "The teacher of a run, if its paper has one; `BadInput` if it does not fit."
+    module = paper_module(spec.paper)
+    fits = getattr(module, 'check_teacher', None)
+    require(bool(fits) == bool(spec.teacher), f'{spec.paper} has no teacher; `teacher` is {spec.teacher!r}' if spec.teacher else f'{spec.paper} needs a `teacher`: a shipped name, a .safetensors file or the folder of a run' if fits else '')
+    if not fits: return {}
+    from headnb.gan.checkpoint import open_generator
+    teacher = open_generator(p if (p := repo_path(spec.teacher)).exists() else spec.teacher)[0]
+    fits(cfg, teacher, data)
+    return {'teacher': teacher}
 
 
 def invert_facts(spec: InvertRun) -> dict:
@@ -139,19 +163,32 @@ def invert_facts(spec: InvertRun) -> dict:
     return facts | ({'data_hash': HeadDataset(repo_path(spec.data), image_side(G) if G else None).hash} if spec.data else {})
 
 
+def starts(spec: TrainRun) -> dict:  # {part of the run: where its weights come from}
+    "What a run begins with; `BadInput` if a file is missing."
+    from headnb.gan.checkpoint import checkpoint_file
+    parts = spec.start if isinstance(spec.start, dict) else {} if spec.start is None else {'G': spec.start, 'D': spec.start}
+    for p in parts.values(): checkpoint_file(q if (q := repo_path(p)).exists() else p)
+    return parts
+
+
 def check(template, params):
     "(parameters filled in, resolved configuration or None); `BadInput` if the run could not start."
     template_path(template)
     if template not in TEMPLATES: return check_parameters(template, params), None
     spec = from_dict(TEMPLATES[template], params, template)
     if template == 'invert': return spec, invert_facts(spec)
+    from headnb.gan.checkpoint import fingerprint
     cfg = model_config(spec)
     facts = {'config': to_dict(cfg), 'config_hash': config_hash(cfg)}
-    if spec.data: facts['data_hash'] = open_data(spec, cfg).hash
+    if spec.data:
+        data = open_data(spec, cfg)
+        facts['data_hash'] = data.hash
+        if teacher := open_teacher(spec, cfg, data): facts['teacher'] = fingerprint(teacher['teacher'].state_dict())[:12]
+    if spec.start: facts['start'] = starts(spec)
     if spec.state: require(repo_path(spec.state).parent.is_dir(), f'no folder {repo_path(spec.state).parent} for the state')
     return spec, facts
 
-# %% ../nbs/6_tools/64_runs.ipynb #4e9c1d6f
+# %% ../nbs/6_tools/64_runs.ipynb #8fc0ee02
 def environment() -> dict:
     "Machine, versions, commit and command."
     from importlib.metadata import distributions
@@ -171,7 +208,7 @@ def run_folder(name: str, resume: bool, root=None) -> Path:
         return used[-1]
     return root/(name if not used else f'{name}.{int(used[-1].name[len(name) + 1:] or 1) + 1}')
 
-# %% ../nbs/6_tools/64_runs.ipynb #2de55c72
+# %% ../nbs/6_tools/64_runs.ipynb #6452e8a4
 EXIT = {'done': 0, 'failed': 1, 'refused': 2, 'killed': 3, 'resumable': 4}
 
 
@@ -206,7 +243,7 @@ def execute(template: str, params: dict, out: Path, bar=True) -> str:  # a key o
     if notebook.exists(): html_report(notebook)
     return _status(out, status, why=why, seconds=round(time.time() - begin, 1), resumable=bool(list(out.glob('checkpoints/step-*'))) and status != 'done')
 
-# %% ../nbs/6_tools/64_runs.ipynb #ede47abe
+# %% ../nbs/6_tools/64_runs.ipynb #7218ee69
 def run(spec, changes=(), resume=False, dry=False, root=None, bar=True):  # -> (status, folder)
     "Check a specification, make its folder, execute it."
     name, template, params = read_spec(spec, changes)
@@ -233,9 +270,9 @@ def _same_run(out, facts):
     before = json.loads((out/'config.json').read_text())
     wrong = first_difference(facts['config'], before['config'])
     require(not wrong, f'{out.name} cannot be resumed: {wrong.replace("checkpoint", "run")}')
-    require(facts.get('data_hash') == before.get('data_hash'), f'{out.name} cannot be resumed: its data were {before.get("data_hash")}, these are {facts.get("data_hash")}')
+    for k in ('data_hash', 'teacher', 'start'): require(facts.get(k) == before.get(k), f'{out.name} cannot be resumed: {k} was {before.get(k)}, it is {facts.get(k)}')
 
-# %% ../nbs/6_tools/64_runs.ipynb #81226819
+# %% ../nbs/6_tools/64_runs.ipynb #2365f1e1
 def build(spec: TrainRun, cfg):  # -> (G, D)
     "The networks of a configuration, seeded."
     import torch
@@ -250,23 +287,26 @@ def build(spec: TrainRun, cfg):  # -> (G, D)
 def fit(spec: TrainRun, cfg, data, out, resume='auto', observers=None):  # -> the finished headnb.gan.train.Run
     "Train a configuration in a folder, starting from and keeping up the exported state if there is one."
     from headnb.gan import train as t
+    from headnb.gan.checkpoint import save
     module, G_D = paper_module(spec.paper), build(spec, cfg)
     state = repo_path(spec.state) if spec.state else None
     augment = None
     if cfg.train.ada:
         from headnb.gan.augment import ADA, ADACfg
         augment = ADA(ADACfg(target=cfg.train.ada_target, kimg=cfg.train.ada_kimg))
-    own = {k: getattr(module, k)(cfg) for k in ('terms', 'make_step') if hasattr(module, k)}   # where a paper has none, EG3D's
-    begin = (lambda r: t.import_state(r, state)) if state and state.exists() else None
+    teacher = open_teacher(spec, cfg, data)
+    own = {k: getattr(module, k)(cfg, **teacher) for k in ('terms', 'make_step') if hasattr(module, k)}   # where a paper has none, EG3D's
+    begin = (lambda r: t.import_state(r, state)) if state and state.exists() else (lambda r: t.begin_from(r, starts(spec))) if spec.start else None
     info = {'paper': spec.paper, 'config': spec.config, **{k: data.meta[k] for k in ('multi_view',) if k in data.meta}}
     if observers is None: observers = t.default_observers(cfg.train, out) + ([t.Keep(state, info)] if state else [])
     run = t.train(*G_D, data, cfg.train, out, augment=augment, observers=observers, resume_from=resume, config=to_dict(cfg), prepare=begin, **own)
     if run.acc.is_main_process:
         if state: t.export_state(run, state, info)
+        save(Path(out)/'model.safetensors', dict(G=run.G, G_ema=run.G_ema, D=run.D), cfg, dict(kimg=run.nimg/1000, data_hash=data.hash, **info))
         write_atomic(Path(out)/'result.json', json.dumps(dict(status=run.status, step=run.step, kimg=run.nimg/1000, seconds=run.seconds, config_hash=config_hash(cfg), data_hash=data.hash)))
     return run
 
-# %% ../nbs/6_tools/64_runs.ipynb #faaa7511
+# %% ../nbs/6_tools/64_runs.ipynb #6ce8c745
 def fit_processes(spec: TrainRun, out):
     "The same in several processes of this machine."
     def with_parent():   # if this process is killed, so are they (Linux)
@@ -285,7 +325,7 @@ def worker(out):
     cfg = model_config(spec)
     fit(spec, cfg, open_data(spec, cfg), out)
 
-# %% ../nbs/6_tools/64_runs.ipynb #ee0bc38a
+# %% ../nbs/6_tools/64_runs.ipynb #d75d457f
 def main(argv=None) -> int:
     "headnb-run SPEC [-p name=value ...] [--resume] [--dry-run] [--out FOLDER]"
     p = argparse.ArgumentParser('headnb-run', description='Execute a run: papermill_runs/<size>/<paper>.yaml. Exit codes: ' + ', '.join(f'{v} {k}' for k, v in EXIT.items()))
@@ -308,7 +348,7 @@ def main(argv=None) -> int:
 
 if __name__ == '__main__' and '__file__' in globals(): sys.exit(main())
 
-# %% ../nbs/6_tools/64_runs.ipynb #bc294ddc
+# %% ../nbs/6_tools/64_runs.ipynb #13ece5c0
 def ship(state,      # exported state (papermill_runs/state/<run>.safetensors)
          path,       # where the shipped file is written (headnb/assets/<run>.safetensors)
          **meta      # measurements and remarks, JSON data

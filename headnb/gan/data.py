@@ -5,19 +5,20 @@
 # %% auto #0
 __all__ = ['IMAGE_TYPES', 'MAX_ENTRY', 'MAX_JSON', 'MAX_SIDE', 'MAX_RATIO', 'SMALL', 'DEPTH_UNIT', 'check_name', 'ZipSource',
            'FolderSource', 'open_source', 'decode', 'to_size', 'read_labels', 'HeadDataset', 'data_hash',
-           'write_dataset', 'Order', 'collate', 'Batches', 'pose_weights']
+           'write_dataset', 'Order', 'collate', 'Batches', 'InTurn', 'in_turn', 'pose_weights']
 
-# %% ../../nbs/3_gan/31_data.ipynb #a0372e21
-import io, json, os, re, zipfile, zlib
+# %% ../../nbs/3_gan/31_data.ipynb #525c5d07
+import copy, hashlib, io, json, os, re, zipfile, zlib
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 import numpy as np, torch
 from PIL import Image
+from fastcore.basics import patch
 from ..base.core import BadInput, require, suggest, write_atomic
 from ..base.camera import check_label, mirror_label, yaw_pitch
 
-# %% ../../nbs/3_gan/31_data.ipynb #ca533d62
+# %% ../../nbs/3_gan/31_data.ipynb #3c35fa55
 IMAGE_TYPES = ('.png', '.jpg', '.jpeg', '.bmp', '.webp')
 MAX_ENTRY, MAX_JSON, MAX_SIDE = 64 << 20, 256 << 20, 8192   # bytes, bytes, pixels: more is refused before it is unpacked
 MAX_RATIO, SMALL = 200, 16 << 20                            # so are entries of more than SMALL bytes that unpack to more than so many times their packed size
@@ -31,7 +32,7 @@ def check_name(name: str,   # entry of an archive, or path relative to the folde
     require(not bad, f'{where}: entry {name!r} leaves the folder of the data set')
     return name
 
-# %% ../../nbs/3_gan/31_data.ipynb #53164d2a
+# %% ../../nbs/3_gan/31_data.ipynb #7697d620
 class ZipSource:
     "Entries of a zip; reads are safe in threads and after a fork or pickle."
     def __init__(self, path):
@@ -63,7 +64,7 @@ class ZipSource:
         except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as e:
             raise BadInput(f'{self.path}: {name} cannot be read ({e})') from None
 
-# %% ../../nbs/3_gan/31_data.ipynb #b7edabb5
+# %% ../../nbs/3_gan/31_data.ipynb #f3c932e7
 class FolderSource:
     "Files below a folder, by their path relative to it."
     def __init__(self, path):
@@ -82,7 +83,7 @@ class FolderSource:
         require(size <= limit, f'{self.path}: {name} has {size >> 20} MiB; at most {limit >> 20} MiB are accepted')
         return (self.path/name).read_bytes()
 
-# %% ../../nbs/3_gan/31_data.ipynb #e02536fc
+# %% ../../nbs/3_gan/31_data.ipynb #8c7d778d
 def open_source(path,  # a .zip file or a folder
                ):      # ZipSource or FolderSource
     "Open a container of images."
@@ -92,7 +93,7 @@ def open_source(path,  # a .zip file or a folder
     require(path.exists(), f'no data set at {path}')
     return FolderSource(path) if path.is_dir() else ZipSource(path)
 
-# %% ../../nbs/3_gan/31_data.ipynb #2963af5b
+# %% ../../nbs/3_gan/31_data.ipynb #eec15c06
 def decode(data: bytes,   # a picture file
            name: str,     # for messages
            mode='RGB',    # 'RGB', 'L' (mask) or 'I;16' (depth)
@@ -110,7 +111,7 @@ def decode(data: bytes,   # a picture file
             f'{name}: mode {im.mode}; 8-bit RGB without alpha is expected (masks are an archive of their own)')
     return im if im.mode == mode else im.convert(mode)
 
-# %% ../../nbs/3_gan/31_data.ipynb #51339013
+# %% ../../nbs/3_gan/31_data.ipynb #9a1abea9
 def to_size(im,            # square PIL image
             size: int,     # wanted side in pixels; None keeps it
             name: str,     # for messages
@@ -124,7 +125,7 @@ def to_size(im,            # square PIL image
     hit = (d > 0).sum((1, 3))
     return (d.sum((1, 3))/np.maximum(hit, 1)*(hit*2 >= (side//size)**2)).round().astype(np.uint16)
 
-# %% ../../nbs/3_gan/31_data.ipynb #cef757d5
+# %% ../../nbs/3_gan/31_data.ipynb #6c38f8fc
 def read_labels(source,             # ZipSource or FolderSource
                 names,              # image names that need one
                 dim: int = 25,      # numbers per label: 25 camera numbers, then whatever a paper adds
@@ -148,7 +149,7 @@ def read_labels(source,             # ZipSource or FolderSource
     bad.update(_cameras([n for n in names if n not in bad], labels[[n not in bad for n in names]]))
     return torch.from_numpy(labels), {n: r for n, r in bad.items() if n in set(names)}, table
 
-# %% ../../nbs/3_gan/31_data.ipynb #be587b5a
+# %% ../../nbs/3_gan/31_data.ipynb #4bd4158d
 def _numbers(name, row, out):
     "Fill `out` with a row of the json; {name: reason} if that fails."
     if not isinstance(row, (list, tuple)) or len(row) != len(out):
@@ -169,7 +170,7 @@ def _cameras(names, labels):
         except BadInput as e: bad[n] = f'has a bad camera: {str(e).split(": ", 1)[-1]}'
     return bad
 
-# %% ../../nbs/3_gan/31_data.ipynb #fef7ff8e
+# %% ../../nbs/3_gan/31_data.ipynb #4ecd734d
 class HeadDataset(torch.utils.data.Dataset):
     "Pictures with cameras from a zip or folder."
     def __init__(self,
@@ -194,6 +195,7 @@ class HeadDataset(torch.utils.data.Dataset):
         self.resolution, self._store = resolution, None
         if on_error == 'skip': self._drop(self._check(), on_error)
         self.resolution = len(self._read(self.names[0])[0])
+        self.cache = cache
         self._start_cache(cache)
         if mirror and labels: self.labels = torch.cat([self.labels, torch.cat([mirror_label(self.labels[:, :25]), self.labels[:, 25:]], 1)])
 
@@ -209,7 +211,7 @@ class HeadDataset(torch.utils.data.Dataset):
         if 'depth' in item: item['depth'] = item['depth'].float()/DEPTH_UNIT
         return item | ({} if self.labels is None else {'c': self.labels[i]}) | {'index': torch.tensor(i), 'name': self.names[i % n]}
 
-# %% ../../nbs/3_gan/31_data.ipynb #714c4702
+# %% ../../nbs/3_gan/31_data.ipynb #b1c9a1b3
 DEPTH_UNIT = 10000.   # stored 16-bit depth = distance along the ray in world units x this
 
 
@@ -240,7 +242,7 @@ def _partner(self: HeadDataset, kind, source, name):
     require(other, f'{source.path}: no {kind} for {name}')
     return other
 
-# %% ../../nbs/3_gan/31_data.ipynb #4e90f04d
+# %% ../../nbs/3_gan/31_data.ipynb #198a9d66
 def _check(self: HeadDataset):
     "{name: reason} of every entry that cannot be used, read by all threads."
     def one(name):
@@ -264,7 +266,7 @@ def _drop(self: HeadDataset, bad, on_error):
     if self.labels is not None: self.labels = self.labels[keep]
     require(keep, f'{self.path}: nothing is left after skipping {len(bad)} bad entries; the first: {first} {bad[first]}')
 
-# %% ../../nbs/3_gan/31_data.ipynb #d0be4e4d
+# %% ../../nbs/3_gan/31_data.ipynb #e93fb84f
 def _start_cache(self: HeadDataset, limit):
     "Room for the decoded pictures, if they fit in `limit` bytes."
     n, s = len(self.names), self.resolution
@@ -283,10 +285,9 @@ def _arrays(self: HeadDataset, i):
         self._have[i] = True
     return arrays
 
-# %% ../../nbs/3_gan/31_data.ipynb #d1bf4489
+# %% ../../nbs/3_gan/31_data.ipynb #abe8270e
 def data_hash(self: HeadDataset):
     "12 hexadecimal digits over names, contents (CRC-32) and labels of what is used."
-    import hashlib
     h = hashlib.sha256(json.dumps([[n, self.source.crc(n)] for n in self.names]).encode())
     for kind, source in self.beside.items(): h.update(json.dumps([kind, [source.crc(self._partner(kind, source, n)) for n in self.names]]).encode())
     if self.labels is not None: h.update(self.labels[:len(self.names)].numpy().tobytes())
@@ -296,7 +297,7 @@ def data_hash(self: HeadDataset):
 for f in (_find, _read, _partner, _check, _drop, _start_cache, _arrays): setattr(HeadDataset, f.__name__, f)
 HeadDataset.hash = cached_property(data_hash); HeadDataset.hash.__set_name__(HeadDataset, 'hash')
 
-# %% ../../nbs/3_gan/31_data.ipynb #fb00e3f9
+# %% ../../nbs/3_gan/31_data.ipynb #2f22e9fe
 def _png(a):  # array [h,w,3] or [h,w] uint8, or [h,w] uint16
     "Encoded picture (fast, lossless)."
     f = io.BytesIO()
@@ -323,7 +324,7 @@ class _FolderSink:
     def write(self, name, data): write_atomic(self.path/name, data)
     def close(self, ok): pass
 
-# %% ../../nbs/3_gan/31_data.ipynb #2ecd71ad
+# %% ../../nbs/3_gan/31_data.ipynb #24a765fd
 def write_dataset(path,         # .zip file or folder to make
                   items,        # iterable of dict(image uint8 [h,w,3], c [25], mask uint8 [h,w]?, depth float [h,w]?, info?)
                   names=None,   # entry names; None: 00000/img00000000.png and so on
@@ -358,7 +359,7 @@ def write_dataset(path,         # .zip file or folder to make
         for s in sinks.values(): s.close(ok)
     return path
 
-# %% ../../nbs/3_gan/31_data.ipynb #1bf89b89
+# %% ../../nbs/3_gan/31_data.ipynb #1bd6a7c5
 class Order:
     "Endless shuffled indices; its whole state is (epoch, position)."
     def __init__(self, n: int,         # number of pictures
@@ -390,7 +391,7 @@ class Order:
         require(s['n'] == self.n, f'the checkpoint was trained on {s["n"]} pictures, this data set has {self.n}')
         self.seed, self.epoch, self.position = s['seed'], s['epoch'], s['position']
 
-# %% ../../nbs/3_gan/31_data.ipynb #a5f82247
+# %% ../../nbs/3_gan/31_data.ipynb #935150be
 def collate(items,          # list of ds[i]
             device='cpu',
            ) -> dict:       # image [b,3,h,w] -1..1, mask [b,1,h,w] 0..1, depth [b,1,h,w], c [b,25], index [b]
@@ -428,7 +429,38 @@ class Batches:
         self.order.load_state_dict(s)
         self._next, self._state = None, s
 
-# %% ../../nbs/3_gan/31_data.ipynb #544cea5f
+# %% ../../nbs/3_gan/31_data.ipynb #b450a3ce
+class InTurn:
+    "Several data sets that a run goes through in turn, one batch of each; cameras of the fakes come from the set whose turn it is."
+    def __init__(self, **sets):   # name -> HeadDataset
+        sides = {k: d.resolution for k, d in sets.items()}
+        require(len(set(sides.values())) == 1, f'data sets of different sizes: {", ".join(f"{k} {v}" for k, v in sides.items())}; give the run a `resolution`')
+        for k, d in sets.items(): require(d.labels is not None, f'{k}: {d.path} has no camera labels')
+        self.sets, self.resolution = sets, next(iter(sides.values()))
+        self.meta = {k: v for d in sets.values() for k, v in d.meta.items()}
+
+    @property
+    def hash(self): return hashlib.sha256(json.dumps({k: d.hash for k, d in self.sets.items()}).encode()).hexdigest()[:12]
+    def __repr__(self): return f'InTurn({", ".join(f"{k}: {len(d)}" for k, d in self.sets.items())})'
+
+
+def in_turn(data) -> dict:  # HeadDataset or InTurn -> {name: data set}
+    "The sets of a run; a single one has no name."
+    return data.sets if isinstance(data, InTurn) else {'': data}
+
+
+@patch
+def only(self: HeadDataset, keep):  # [n] bool, n pictures before mirroring; -> a copy
+    "The part of a data set that sees a face, say."
+    keep, n = torch.as_tensor(keep).bool(), len(self.names)
+    require(len(keep) == n and keep.any(), f'{self.path}: no picture is kept of {n}' if len(keep) == n else f'{self.path}: {len(keep)} marks for {n} pictures')
+    part = copy.copy(self)
+    part.names, part.labels = [self.names[i] for i in keep.nonzero()[:, 0].tolist()], self.labels[keep.repeat(1 + self.mirror)]
+    part.__dict__.pop('hash', None)
+    _start_cache(part, self.cache)
+    return part
+
+# %% ../../nbs/3_gan/31_data.ipynb #23528f48
 def pose_weights(labels,               # [n,25]
                  strength: float = 1.,  # 0: every picture alike; 1: every yaw bin alike
                  bins: int = 12,        # yaw bins over -pi..pi

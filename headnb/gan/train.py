@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['RUN_LENGTH', 'KILL_POINTS', 'ReconCfg', 'TrainCfg', 'ModelCfg', 'choose', 'short', 'kill_point', 'rng_state',
            'set_rng_state', 'rng_kept', 'Phase', 'make_phases', 'after', 'make_latents', 'warm_start', 'default_terms',
-           'Run', 'draw', 'clean_gradients', 'play', 'average', 'adapt', 'save_checkpoint', 'same_everywhere',
-           'checkpoints', 'damage', 'newest', 'first_difference', 'load_checkpoint', 'resume', 'Log', 'preview',
-           'Pictures', 'Keep', 'default_observers', 'crossed', 'Diverged', 'check_finite', 'train', 'export_state',
-           'import_state']
+           'Run', 'draw', 'clean_gradients', 'play', 'average', 'adapt', 'save_checkpoint', 'orders', 'set_orders',
+           'same_everywhere', 'checkpoints', 'damage', 'newest', 'first_difference', 'load_checkpoint', 'resume', 'Log',
+           'preview', 'Pictures', 'Keep', 'default_observers', 'crossed', 'Diverged', 'check_finite', 'train',
+           'export_state', 'import_state', 'weights_of', 'begin_from']
 
-# %% ../../nbs/3_gan/37_train.ipynb #0e7b83fb
+# %% ../../nbs/3_gan/37_train.ipynb #d34705a7
 from dataclasses import dataclass, field, replace
 from contextlib import contextmanager
 from functools import partial
@@ -18,14 +18,15 @@ from pathlib import Path
 from typing import Literal
 import copy, json, math, os, random, shutil, signal, sys, time
 import numpy as np, torch
-from ..base.core import BadInput, require, progress, sha256_of, suggest, to_dict, write_atomic
+from ..base.core import BadInput, require, progress, repo_path, sha256_of, suggest, to_dict, write_atomic
 from ..base.show import image_grid
 from ..nets.discriminator import DiscriminatorCfg
-from .data import Batches, pose_weights
+from .data import Batches, in_turn, pose_weights
+from .checkpoint import checkpoint_file, fill
 from .generator import GeneratorCfg
 from .terms import ImageLatents, Logistic, R1, Recon, ScheduleCfg, Step, density_terms, ema_beta, lazy_adam, raw_size, total
 
-# %% ../../nbs/3_gan/37_train.ipynb #d988ba99
+# %% ../../nbs/3_gan/37_train.ipynb #29dfac19
 @dataclass(frozen=True)
 class ReconCfg:
     "The warm start of notebook 35: reconstruct the training views first, then hand over to the GAN."
@@ -42,7 +43,7 @@ class ReconCfg:
     lr: float = 0.002       # of the encoder
     betas: tuple[float, float] = (0.9, 0.99)   # of G while it only reconstructs
 
-# %% ../../nbs/3_gan/37_train.ipynb #4819f467
+# %% ../../nbs/3_gan/37_train.ipynb #a48a702e
 @dataclass(frozen=True)
 class TrainCfg:
     "How a model is trained."
@@ -82,7 +83,7 @@ class TrainCfg:
 
 RUN_LENGTH = ('kimg', 'max_seconds', 'snapshot_kimg', 'keep', 'preview_kimg', 'log_every', 'tensorboard')   # may change on resume
 
-# %% ../../nbs/3_gan/37_train.ipynb #8d422b32
+# %% ../../nbs/3_gan/37_train.ipynb #507df927
 @dataclass(frozen=True)
 class ModelCfg:
     "Everything a run needs. A paper gives the parts their types."
@@ -108,7 +109,7 @@ def short(kimg, batch, gamma, raw,              # raw: side of the volume render
     s = dict(blur_kimg=kimg/10, swap_kimg=kimg/2, raw_size=raw, ema_kimg=min(batch*10/32, kimg/20)) | schedule
     return kind(kimg=kimg, batch=batch, gamma=gamma, schedule=ScheduleCfg(**s), **dict(snapshot_kimg=10., channels_last=True) | kw)
 
-# %% ../../nbs/3_gan/37_train.ipynb #e75e0a29
+# %% ../../nbs/3_gan/37_train.ipynb #f52a32d2
 KILL_POINTS = ('loader', 'G_step', 'G_reg', 'D_step', 'R1', 'EMA', 'checkpoint_write', 'rename')
 
 
@@ -119,7 +120,7 @@ def kill_point(name: str,  # one of KILL_POINTS
     at = os.environ.get('HEADNB_KILL_AT')
     if at and at == f'{name}:{step}': os.kill(os.getpid(), signal.SIGKILL)
 
-# %% ../../nbs/3_gan/37_train.ipynb #4dd58b07
+# %% ../../nbs/3_gan/37_train.ipynb #4ce0352a
 def rng_state() -> dict:  # tensors and plain data
     "The state of every random generator of this process."
     kind, keys, *rest = np.random.get_state()
@@ -144,7 +145,7 @@ def rng_kept():
     try: yield
     finally: set_rng_state(s)
 
-# %% ../../nbs/3_gan/37_train.ipynb #42d93bfb
+# %% ../../nbs/3_gan/37_train.ipynb #d050082c
 @dataclass
 class Phase:
     "Terms that are evaluated together, with the optimiser they drive."
@@ -152,7 +153,7 @@ class Phase:
     who: str
     terms: list
     every: int = 1
-    def active(self, nimg): return [t for t in self.terms if t.at(nimg)]
+    def active(self, nimg, turn=''): return [t for t in self.terms if t.turn in (None, turn) and t.at(nimg)]
 
 
 def make_phases(terms,  # list of terms
@@ -165,7 +166,7 @@ def make_phases(terms,  # list of terms
         if mine: out.append(Phase(name, who, mine, mine[0].every))
     return out
 
-# %% ../../nbs/3_gan/37_train.ipynb #f3fc894c
+# %% ../../nbs/3_gan/37_train.ipynb #54226bac
 def after(kimg: float, weight: float = 1.):  # -> function of kimg
     "A weight that is zero before `kimg`."
     return (lambda k: weight if k >= kimg else 0.) if kimg > 0 else weight
@@ -197,7 +198,7 @@ def default_terms(cfg: TrainCfg,
     out = (warm_start(cfg, latents) if start else []) + [Logistic(weight=rise, who='G'), *density_terms(cfg.density, cfg.density_weight, cfg.density_every, cfg.density_std, box_warp)]
     return out + [Logistic(weight=after(start - r.d_kimg), who='D'), R1(weight=after(start - r.d_kimg), every=cfg.r1_every, gamma=cfg.gamma, keys=cfg.r1_keys)]
 
-# %% ../../nbs/3_gan/37_train.ipynb #c9d9c3b1
+# %% ../../nbs/3_gan/37_train.ipynb #57b964cf
 class Run:
     "A training run: networks, optimisers, data order, counters."
     def __init__(self, G, D, data,
@@ -220,11 +221,13 @@ class Run:
         self.augment = augment.to(self.device) if augment else None
         self.latents = make_latents(data, self.z_dim, cfg.seed).to(self.device) if cfg.recon.kimg else None
         self.terms = default_terms(cfg, self.latents) if terms is None else terms
-        self.phases, self.labels = make_phases(self.terms), data.labels.to(self.device)
-        self.weights = pose_weights(data.labels, cfg.balance) if cfg.balance else None
-        self.batches = Batches(data, cfg.batch//self.world, cfg.seed, self.weights, self.device, self.acc.process_index, self.world)
+        self.phases, self.sets = make_phases(self.terms), in_turn(data)
+        self.labels = {k: d.labels.to(self.device) for k, d in self.sets.items()}
+        self.weights = {k: pose_weights(d.labels, cfg.balance) if cfg.balance else None for k, d in self.sets.items()}
+        self.batches = {k: Batches(d, cfg.batch//self.world, cfg.seed, self.weights[k], self.device, self.acc.process_index, self.world) for k, d in self.sets.items()}
         self.opts = {'G': _adam(self, self.G, cfg.lr_G, 'G'), 'D': _adam(self, self.D, cfg.lr_D, 'D')}
-        self.step = self.nimg = self.start = 0
+        self.step = self.nimg = 0
+        self.start = None                          # images seen when weights without Adam's moments came in
         self.seconds, self.signs, self.bad, self.status, self.shared = 0., [0., 0], torch.full((), -1, device=self.device), 'new', None
         self._params = {w: list(m.parameters()) for w, m in (('G', self.G), ('D', self.D))}
         _share(self)
@@ -232,9 +235,11 @@ class Run:
     @property
     def z_dim(self): return self.G.mapping.cfg.z_dim
     @property
+    def turn(self): return [*self.sets][self.step % len(self.sets)]    # whose batch it is: '' where there is one set
+    @property
     def gan_nimg(self): return max(0., self.nimg - 1000*self.cfg.recon.kimg)   # what the schedules count
 
-# %% ../../nbs/3_gan/37_train.ipynb #1496c655
+# %% ../../nbs/3_gan/37_train.ipynb #b9abc3e9
 def _adam(run, model, lr, who):
     "Corrected for the lazy terms; the latents of the warm start learn with G."
     lazy = lazy_adam(lr, run.cfg.betas, max([p.every for p in run.phases if p.who == who], default=1))
@@ -251,13 +256,13 @@ def _share(run):
             for t in (m.state_dict().values() if m else ()): t.copy_(broadcast(t.contiguous()))
     torch.manual_seed(run.cfg.seed*run.world + run.acc.process_index)
 
-# %% ../../nbs/3_gan/37_train.ipynb #1726e2bb
+# %% ../../nbs/3_gan/37_train.ipynb #38435404
 def draw(run: Run, real, who) -> Step:
     "A fresh step: latents and cameras at random (`weights` of the poses included)."
-    b, n = run.cfg.batch//run.world, len(run.labels)
-    i = torch.randint(n, (b,)) if run.weights is None else torch.multinomial(run.weights, b, True)
+    b, labels, weights = run.cfg.batch//run.world, run.labels[run.turn], run.weights[run.turn]
+    i = torch.randint(len(labels), (b,)) if weights is None else torch.multinomial(weights, b, True)
     z = torch.randn(b, run.z_dim, device=run.device)
-    return run.make_step(run.G, run.D, z, run.labels[i.to(run.device)], real, run.gan_nimg, run.cfg.schedule, who, augment=run.augment)
+    return run.make_step(run.G, run.D, z, labels[i.to(run.device)], real, run.gan_nimg, run.cfg.schedule, who, turn=run.turn, augment=run.augment)
 
 
 def clean_gradients(run: Run, who) -> dict:  # numbers for the log
@@ -271,10 +276,10 @@ def clean_gradients(run: Run, who) -> dict:  # numbers for the log
         for g in grads: g.nan_to_num_(0., 1e5, -1e5)
     return {f'{who}/grad': norm.nan_to_num(0., 0.), f'{who}/bad_grad': (~norm.isfinite()).float()}
 
-# %% ../../nbs/3_gan/37_train.ipynb #396046cc
+# %% ../../nbs/3_gan/37_train.ipynb #2460c4b9
 def play(run: Run, phase: Phase, real: dict) -> dict:  # numbers for the log
     "One optimiser step of one phase."
-    terms = phase.active(run.nimg)
+    terms = phase.active(run.nimg, run.turn)
     if not terms: return {}
     for who, params in run._params.items():
         if params[0].requires_grad != (who == phase.who):
@@ -287,7 +292,7 @@ def play(run: Run, phase: Phase, real: dict) -> dict:  # numbers for the log
     step.stats |= clean_gradients(run, phase.who)
     run.bad = torch.where((run.bad < 0) & ~(loss.detach().abs() <= run.cfg.max_loss), run.step, run.bad)
     opt = run.opts[phase.who]
-    warm = min(1., (run.nimg - run.start + run.cfg.batch)/max(1000*run.cfg.warmup_kimg, 1)) if run.start else 1.
+    warm = min(1., (run.nimg - run.start + run.cfg.batch)/max(1000*run.cfg.warmup_kimg, 1)) if run.start is not None else 1.
     only_recon = phase.who == 'G' and run.nimg < 1000*run.cfg.recon.kimg
     for g in opt.param_groups: g['lr'], g['betas'] = g['base']*warm, run.cfg.recon.betas if only_recon else opt.defaults['betas']
     opt.step()
@@ -314,7 +319,7 @@ def adapt(run: Run, stats):
     run.augment.adjust(float(mean), run.cfg.batch)
     run.signs = [0., 0]
 
-# %% ../../nbs/3_gan/37_train.ipynb #62eab205
+# %% ../../nbs/3_gan/37_train.ipynb #6da5880f
 def _modules(run): return {k: m for k in ('G', 'D', 'G_ema', 'latents', 'augment') if (m := getattr(run, k)) is not None}
 
 
@@ -354,7 +359,16 @@ def save_checkpoint(run: Run) -> Path:
     run.acc.wait_for_everyone()
     return where
 
-# %% ../../nbs/3_gan/37_train.ipynb #cbce8c59
+# %% ../../nbs/3_gan/37_train.ipynb #0ee0a353
+def orders(run):
+    "Where each set's order of pictures stands."
+    return {k: b.state_dict() for k, b in run.batches.items()}
+
+
+def set_orders(run, states):  # of `orders`, or of a run with one set as it was written once
+    for k, b in run.batches.items(): b.load_state_dict(states if 'epoch' in states else states[k])
+
+
 def same_everywhere(run: Run):
     "Several processes must hold the same weights."
     if run.world == 1: return
@@ -368,7 +382,7 @@ def _write_shared(run, new, where):
     _save_tensors({f'{k}.{n}': t for k, m in _modules(run).items() for n, t in m.state_dict().items()}, new/'weights.safetensors')
     kill_point('checkpoint_write', run.step)
     _save_tensors({k: t for k, (_, t) in _moments(run).items() if t is not None}, new/'optimisers.safetensors')
-    plain = dict(step=run.step, nimg=run.nimg, start=run.start, seconds=run.seconds, signs=run.signs, batches=run.batches.state_dict(),
+    plain = dict(step=run.step, nimg=run.nimg, start=run.start, seconds=run.seconds, signs=run.signs, batches=orders(run),
                  world=run.world, data=run.data.hash, config=run.config)
     (new/'state.json').write_text(json.dumps(plain, indent=1))
     sums = ''.join(f'{sha256_of(f)}  {f.name}\n' for f in sorted(new.iterdir()))
@@ -383,7 +397,7 @@ def _write_shared(run, new, where):
 def _sync(path):
     with open(path, 'rb') as f: os.fsync(f.fileno())
 
-# %% ../../nbs/3_gan/37_train.ipynb #d1b05cd9
+# %% ../../nbs/3_gan/37_train.ipynb #6ebf0274
 def checkpoints(out) -> list:  # folders, oldest first
     "The complete checkpoints of a run."
     return sorted(Path(out).glob('checkpoints/step-*'))
@@ -409,7 +423,7 @@ def newest(out,  # folder of a run
     require(not bad, f'{out}: no checkpoint can be used ({"; ".join(bad)})')
     return None, bad
 
-# %% ../../nbs/3_gan/37_train.ipynb #c071feab
+# %% ../../nbs/3_gan/37_train.ipynb #e9559b49
 def first_difference(a: dict, b: dict, where=''):  # -> 'train.batch: 8 here, 16 there' or ''
     "The first entry in which two nested configurations differ."
     for k in sorted({*a, *b}):
@@ -437,7 +451,7 @@ def load_checkpoint(run: Run, folder: Path):
         if name in moments:
             who, _, k = name.split('.')
             run.opts[who].state[p][k] = moments[name].to(p.device) if k == 'step' else torch.empty_like(p, requires_grad=False).copy_(moments[name])
-    run.batches.load_state_dict(plain['batches'])
+    set_orders(run, plain['batches'])
     for k in ('step', 'nimg', 'start', 'seconds', 'signs'): setattr(run, k, plain[k])
     rank = folder/f'rank{run.acc.process_index}'
     set_rng_state(load_file(f'{rank}.safetensors') | {'plain': Path(f'{rank}.json').read_text()})
@@ -454,7 +468,7 @@ def resume(run: Run,
     if folder is not None: load_checkpoint(run, folder)
     return bad
 
-# %% ../../nbs/3_gan/37_train.ipynb #986c03f2
+# %% ../../nbs/3_gan/37_train.ipynb #6df12f15
 class Log:
     "metrics.jsonl, and TensorBoard if asked."
     def __init__(self, out, every=20, tensorboard=False):
@@ -485,14 +499,15 @@ class Log:
         self.board = self.board or SummaryWriter(str(self.path.parent/'tensorboard'))
         for k, v in row.items(): self.board.add_scalar(k, v or 0., run.step)
 
-# %% ../../nbs/3_gan/37_train.ipynb #8d20ca07
+# %% ../../nbs/3_gan/37_train.ipynb #307a37d2
 @torch.no_grad()
 def preview(run, rows=4, yaws=(-.5, 0., .5)):  # -> uint8 [h,w,3]
     "Fixed latents of the averaged generator from fixed cameras: own training cameras first, then their depth."
     from headnb.base.camera import orbit
     from headnb.base.show import show_depth
     z = torch.randn(rows, run.z_dim, generator=torch.Generator().manual_seed(0)).to(run.device)
-    own = run.labels[:: max(1, len(run.labels)//rows)][:rows]
+    own = torch.cat([*run.labels.values()])
+    own = own[:: max(1, len(own)//rows)][:rows]
     fixed = [own] + [orbit(torch.full((rows,), y)).to(run.device) for y in yaws]
     outs = [run.G_ema.synthesize(run.G_ema.map(z, own), c, raw_size=raw_size(run.cfg.schedule, run.gan_nimg), noise='const') for c in fixed]
     return image_grid(torch.stack([o['image'].float().cpu() for o in outs], 1).flatten(0, 1), ncols=len(outs))
@@ -522,7 +537,7 @@ def crossed(run, kimg) -> bool:
     "Did the last step pass a multiple of `kimg`?"
     return kimg > 0 and run.nimg//(1000*kimg) > (run.nimg - run.cfg.batch)//(1000*kimg)
 
-# %% ../../nbs/3_gan/37_train.ipynb #6f18c83e
+# %% ../../nbs/3_gan/37_train.ipynb #1e30be31
 class Diverged(RuntimeError):
     "The loss is not finite or too large; the message names the step and the last good checkpoint."
 
@@ -533,7 +548,7 @@ def check_finite(run: Run):
     last = checkpoints(run.out)[-1:]
     raise Diverged(f'the loss was not finite or above {run.cfg.max_loss:g} at step {bad}; ' + (f'the last good checkpoint is {last[0]}' if last else 'no checkpoint had been written'))
 
-# %% ../../nbs/3_gan/37_train.ipynb #a0e93ece
+# %% ../../nbs/3_gan/37_train.ipynb #f60e4e18
 def train(G, D, data,
           cfg: TrainCfg,
           out,                # folder of the run
@@ -557,9 +572,9 @@ def train(G, D, data,
     bar.update(run.nimg)
     while run.nimg < cfg.kimg*1000 and not stop(run):
         kill_point('loader', run.step)
-        real, stats = next(run.batches), {}
+        real, stats, round_ = next(run.batches[run.turn]), {}, run.step//len(run.sets)     # each set has its own lazy steps
         for phase in run.phases:
-            if run.step % phase.every == 0: stats |= play(run, phase, real)
+            if round_ % phase.every == 0: stats |= play(run, phase, real)
         average(run)
         kill_point('EMA', run.step)
         adapt(run, stats)
@@ -577,7 +592,7 @@ def train(G, D, data,
     run.status = 'done' if run.nimg >= cfg.kimg*1000 else 'paused'
     return run
 
-# %% ../../nbs/3_gan/37_train.ipynb #f14e04d4
+# %% ../../nbs/3_gan/37_train.ipynb #601f4d53
 def _stopper(out):
     "-> stop(run): is it time to stop? Asked to (SIGTERM, or a file STOP in the folder of the run) or out of time."
     (Path(out)/'STOP').unlink(missing_ok=True)
@@ -588,12 +603,12 @@ def _stopper(out):
     def agreed(run): return run.step % run.cfg.log_every == 0 and bool(run.acc.reduce(torch.tensor(float(wanted(run)), device=run.device), 'sum') > 0)
     return lambda run: wanted(run) if run.world == 1 else agreed(run)
 
-# %% ../../nbs/3_gan/37_train.ipynb #adeb2b39
+# %% ../../nbs/3_gan/37_train.ipynb #01a5f36e
 def export_state(run: Run, path, info=None):  # info: JSON-able facts to keep with the weights
     "Write G, G_ema, D (bfloat16), latents and counters to one safetensors file."
     from safetensors.torch import save_file
     half = {f'{k}.{n}': (t.bfloat16() if t.is_floating_point() else t).detach().contiguous() for k, m in _modules(run).items() for n, t in m.state_dict().items()}
-    meta = dict(step=run.step, nimg=run.nimg, seconds=round(run.seconds), batches=run.batches.state_dict(), data=run.data.hash, config=run.config, info=info or {})
+    meta = dict(step=run.step, nimg=run.nimg, seconds=round(run.seconds), batches=orders(run), data=run.data.hash, config=run.config, info=info or {})
     return write_atomic(path, lambda p: save_file(half, p, {'headnb': json.dumps(meta)}))
 
 
@@ -609,5 +624,29 @@ def import_state(run: Run, path) -> dict:  # the counters and facts that were ke
                 for n, t in m.state_dict().items():
                     if f'{k}.{n}' in f.keys(): t.copy_(f.get_tensor(f'{k}.{n}'))
     run.step, run.nimg, run.start, run.seconds = meta['step'], meta['nimg'], meta['nimg'], float(meta['seconds'])
-    if meta['data'] == run.data.hash: run.batches.load_state_dict(meta['batches'])
+    if meta['data'] == run.data.hash: set_orders(run, meta['batches'])
     return meta
+
+# %% ../../nbs/3_gan/37_train.ipynb #1dd7775c
+def weights_of(path) -> dict:  # model name -> state dict
+    "What a checkpoint of notebook 36, an exported state or the folder of a finished run holds."
+    from safetensors import safe_open
+    path, out = checkpoint_file(p if (p := repo_path(path)).exists() else path), {}
+    with safe_open(str(path), 'pt') as f:
+        for k in f.keys():
+            who, key = k.split('.', 1)
+            out.setdefault(who, {})[key] = f.get_tensor(k)
+    if 'G_ema' in out: out.setdefault('G', out['G_ema'])
+    return out | ({'G_ema': out.get('G_ema', out['G'])} if 'G' in out else {})
+
+
+def begin_from(run: Run, sources: dict):  # 'G', 'D' or a part such as 'D.back' -> path, as `weights_of`
+    "Start with trained weights."
+    for name, path in sources.items():
+        who, _, part = name.partition('.')
+        known = [*(['G'] if not part else []), 'D', *(f'D.{k}' for k, _ in run.D.named_children())]
+        require(name in known, f'start: the run has no {name!r}{suggest(name, known)}')
+        states = weights_of(path)
+        require(who in states, f'start: {path} holds no {who}; it holds {", ".join(states)} (a shipped model is a generator alone: take a run folder or an exported state)')
+        for k in ('G', 'G_ema') if who == 'G' else ('D',): fill(getattr(run, k).get_submodule(part), states[k], f'start: {k} of {path}')
+    run.start = run.nimg
