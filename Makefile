@@ -27,7 +27,7 @@ test: setup
 	$(BIN)/python .ci/test.py
 
 .venv/.ready-all: .venv/.ready
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[dev,view,browser,dlib]'
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[dev,view,browser,dlib,onnx]'
 	@touch $@
 
 ## make test-all  the same with what is slow or optional: flagged cells, full-size models, dlib, the browser (Debian's chromium)

@@ -17,6 +17,8 @@ def place(tmp_path_factory):
     here, rng = tmp_path_factory.mktemp('runs'), np.random.default_rng(0)
     made = [dict(image=rng.integers(0, 255, (16, 16, 3), np.uint8), c=orbit(float(y))[0]) for y in np.linspace(-1, 1, 8)]
     write_dataset(here/'set.zip', made)
+    write_dataset(here/'around.zip', [m | {'c': orbit(float(y))[0]} for m, y in zip(made, np.linspace(-3, 3, 8))])
+    write_dataset(here/'no_cameras.zip', [{'image': m['image']} for m in made])
     write_dataset(here/'cut_out.zip', [m | {'mask': np.full((16, 16), 255, np.uint8)} for m in made])
     (here/'small.yaml').write_text(f'template: train\npaper: eg3d\nconfig: tiny\ndata: {here}/set.zip\ntrain: {TRAIN}\n')
     return here
@@ -87,6 +89,42 @@ def test_a_paper_with_its_own_step(place, capsys):
     assert main(args('cut_out.zip')) == 0
     rows = [json.loads(l) for l in (place/'pano'/'tiny-panohead'/'metrics.jsonl').read_text().splitlines()]
     assert len(rows) == 4 and all({'G/logistic', 'G/offset', 'D/logistic', 'offset'} <= set(r) for r in rows) and 'D/r1' in rows[-2]
+
+
+def test_two_stages_of_head3d(place, capsys):
+    "A face, the same face fine-tuned on pictures from all around, distillation of the one into the other: refused where something does not fit, killed and resumed."
+    root, short = place/'head3d', [a for k, v in dict(kimg=.024, batch=4, log_every=1, preview_kimg=0, snapshot_kimg=.008, density_every=2, r1_every=2).items() for a in ('-p', f'train.{k}={v}')]
+    face, head = root/'face', root/'head'
+    assert main([str(place/'small.yaml'), '--out', str(root), '-p', 'name=face']) == 0
+    assert main([str(place/'small.yaml'), '--out', str(root), '-p', 'name=head', '-p', f'data={place}/around.zip', '-p', f'start={face}', '-p', 'train.ada=true']) == 0
+    (place/'distil.yaml').write_text(f'paper: head3d\nconfig: tiny\ndata: {{front: {place}/set.zip, back: {place}/around.zip}}\nteacher: {face}\nstart: {{G: {head}, D.front: {face}, D.back: {head}}}\n')
+    capsys.readouterr()
+    args = lambda *more: [str(place/'distil.yaml'), '--out', str(root), *short, *(a for m in more for a in ('-p', m))]
+    for change, message in [(f'data.back={place}/set.zip', 'is seen from 90 degrees or more (the farthest: 57)'), (f'data.back={place}/no_cameras.zip', 'dataset.json holds no "labels"'), (f'data={place}/set.zip', 'head3d needs `data` by role: front, back'),
+                            ('teacher=null', 'head3d needs a `teacher`'), ('teacher=eg3d-mini', 'the teacher does not fit the student: box_warp 0.7, the student has 1.0'), ('train.tau=45', 'tau is 45; it is an angle between 0 and pi'),
+                            ('start={G: eg3d-mini, D.front: eg3d-mini}', 'start: eg3d-mini holds no D; it holds G_ema'), (f'start.G={root}/lost.safetensors', 'lost.safetensors does not exist')]:
+        assert main(args(change)) == EXIT['refused'], change
+        err = capsys.readouterr().err
+        assert message in err and err.count('\n') == 1, err
+    env = os.environ | {'OMP_NUM_THREADS': '1', 'HEADNB_QUIET': '1'}
+    killed = subprocess.run([sys.executable, '-m', 'headnb.runs', *args()], env=env | {'HEADNB_KILL_AT': 'D_step:3'}, cwd=repo_path(), capture_output=True, text=True, timeout=280)
+    assert killed.returncode == EXIT['killed'], killed.stderr
+    assert main([*args(f'teacher={head}'), '--resume']) == EXIT['refused'] and 'cannot be resumed: teacher was' in capsys.readouterr().err
+    assert main([*args(), '--resume']) == 0 and main(args('name=whole')) == 0
+    from headnb.gan.train import weights_of
+    a, b = (weights_of(root/n) for n in ('distil', 'whole'))
+    assert all((a[m][k] == b[m][k]).all() for m in a for k in a[m]) and {'front.b4.out.weight', 'back.b4.out.weight'} <= set(a['D'])
+    rows = [json.loads(l) for l in (root/'distil'/'metrics.jsonl').read_text().splitlines()]
+    assert ['G/logistic front' in r for r in rows] == [True, False]*3 and [any(k.startswith('D/r1') for k in r) for r in rows] == [True, True, False, False, True, True]
+
+
+def test_planes_of_a_generator(place):
+    "The exchange of planes through papermill at its smallest size, and the table that is made of it."
+    from headnb.gan.tables import gather, read_table, recompute, write_table
+    assert main(['tiny/planes', '--out', str(place/'planes')]) == 0
+    table = read_table(write_table(place/'planes.json', 'Planes', 'An untrained generator.', gather([place/'planes'/'tiny-planes'])))
+    assert recompute(table) == [] and table.rows[:5] == [f'untrained: {r}' for r in ('xy from ID 2', 'xz from ID 2', 'yz from ID 2', 'none', 'all')]
+    assert table.cell('untrained: none', 'ID 1').mean > .999 and {'shape of ID 2', 'chamfer to ID 1', 'normal to truth 2'} <= set(table.columns)
 
 
 def test_failed(place):

@@ -73,7 +73,8 @@ def from_dict(cls,                    # a dataclass
     "Build a dataclass from plain data, strictly: unknown names, missing names and wrong types raise `BadInput`."
     require(isinstance(d, dict), f'{where} is {type(d).__name__}; expected a mapping of {cls.__name__} fields')
     known, kinds = {f.name: f for f in dataclasses.fields(cls) if f.init}, typing.get_type_hints(cls)
-    for k in d: require(k in known, f'{where} has no parameter {k!r}{suggest(k, known)}')
+    for k in d:
+        if k not in known: raise BadInput(f'{where} has no parameter {k!r}{suggest(k, known)}')
     need = [k for k, f in known.items() if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
     lost = [k for k in need if k not in d]
     require(not lost, f'{where} lacks {", ".join(lost)} ({cls.__name__})')

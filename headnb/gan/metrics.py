@@ -280,8 +280,9 @@ def _same_judge(real, fake):
 
 def _result(metric, value, real, fake, protocol, samples=(), spread=None, **kw):
     "A Result about two feature sets; `spread`: standard error."
+    value = float(value)
     span = {} if spread is None else dict(low=value-1.96*spread, high=value+1.96*spread)
-    return Result(metric, float(value), judge=real.judge, data=f'{real.data} / {fake.data}', count=(len(real), len(fake)), seed=fake.seed, protocol=protocol,
+    return Result(metric, value, judge=real.judge, data=f'{real.data} / {fake.data}', count=(len(real), len(fake)), seed=fake.seed, protocol=protocol,
                   samples=tuple(float(s) for s in samples), **{**span, **kw})
 
 

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['ROLES', 'HALF_TURN', 'PUBLISHED', 'CONFIGS', 'config', 'Head3DTrainCfg', 'Head3DCfg', 'Discriminators', 'build',
-           'from_front', 'arrange', 'check_teacher', 'plane_names', 'seen_from_front', 'Head3DStep', 'make_step',
-           'PlaneDistill', 'MapDistill', 'ImageDistill', 'PerceptualDistill', 'perceptual_stages', 'terms', 'training']
+           'from_front', 'arrange', 'check_teacher', 'seen_from_front', 'Head3DStep', 'make_step', 'PlaneDistill',
+           'MapDistill', 'ImageDistill', 'PerceptualDistill', 'perceptual_stages', 'terms', 'training']
 
-# %% ../../nbs/4_papers/42_head3d.ipynb #c2afc4ed
+# %% ../../nbs/4_papers/42_head3d.ipynb #e7692a65
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Literal
@@ -18,16 +18,16 @@ from ..base.core import require
 from ..base.camera import split_label, yaw_pitch
 from ..nets.superres import superres_cfg
 from ..nets.discriminator import Discriminator, DiscriminatorCfg
-from ..field.planes import read_axes
 from ..field.render import RenderCfg
 from ..gan.generator import SMALL, Generator, GeneratorCfg
 from ..gan.data import InTurn
 from ..gan.judges import load_judges
 from ..gan.metrics import Lpips
+from ..gan.exchange import find_planes
 from ..gan.terms import Logistic, R1, ScheduleCfg, Step, Term, density_terms
 from ..gan.train import ModelCfg, TrainCfg, choose, short
 
-# %% ../../nbs/4_papers/42_head3d.ipynb #5dca048c
+# %% ../../nbs/4_papers/42_head3d.ipynb #b112a062
 @dataclass(frozen=True)
 class Head3DTrainCfg(TrainCfg):
     "The second stage: distillation. (The first is a plain EG3D run on the multi-view set.)"
@@ -43,7 +43,7 @@ class Head3DTrainCfg(TrainCfg):
     lpips: float = 1.              # features (Eq. 9),
     front: float = 1.              # adversarial, front
     back: float = 10.              # and back
-    kd_planes: tuple[str, ...] = ('xy',)          # planes that are distilled, by the axes they span; ('xy', 'xz', 'yz'): all
+    kd_planes: tuple[str, ...] = ('xy',)          # planes that are distilled, by their axes (notebook 34d); ('xy', 'xz', 'yz'): all
     kd_norm: Literal['l2', 'mse'] = 'l2'          # of the difference of two planes: its length, or the mean of its squares
     tau: float = math.pi/4         # rgb and lpips only where the camera is at most so far from the front, radians
     back_from: float = 90.         # degrees from the front from which a picture of the multi-view set counts as back; 0: all of them
@@ -61,7 +61,7 @@ class Head3DCfg(ModelCfg):
     "Everything a distillation needs."
     train: Head3DTrainCfg = Head3DTrainCfg()
 
-# %% ../../nbs/4_papers/42_head3d.ipynb #baf876a3
+# %% ../../nbs/4_papers/42_head3d.ipynb #6b37e57b
 class Discriminators(nn.ModuleDict):
     "One for each turn, or one for both."
     def of(self, turn): return self[turn if turn in self else 'both']
@@ -74,7 +74,7 @@ def build(cfg: Head3DCfg):   # -> (student, Discriminators)
 
 ROLES = ('front', 'back')   # of the data
 
-# %% ../../nbs/4_papers/42_head3d.ipynb #4830ad4f
+# %% ../../nbs/4_papers/42_head3d.ipynb #73a4bdf7
 def from_front(c):  # [n,25] -> [n] radians, 0..pi
     "How far the camera stands from the front, around the head."
     return yaw_pitch(c)[0].abs()
@@ -97,7 +97,7 @@ def _same_cameras(sets):
     require(max(r1, r2) < 1.05*min(r1, r2) and max(f1, f2) < 1.05*min(f1, f2),
             'the two sets have different cameras: ' + ', '.join(f'{k} distance {r:.2f}, focal length {f:.2f}' for k, (r, f) in look.items()) + '; bring them into one world first (headnb.align)')
 
-# %% ../../nbs/4_papers/42_head3d.ipynb #7f4a703b
+# %% ../../nbs/4_papers/42_head3d.ipynb #49dfbc52
 def check_teacher(cfg: Head3DCfg, teacher: Generator, data: InTurn):
     "`BadInput` where the teacher's planes, axes or cameras do not fit the student's."
     t, s = teacher.cfg, cfg.G
@@ -105,17 +105,11 @@ def check_teacher(cfg: Head3DCfg, teacher: Generator, data: InTurn):
                  depth=(t.sampler.depth, s.sampler.depth), latent=(t.mapping.z_dim, s.mapping.z_dim), styles=((t.mapping.num_ws, t.mapping.w_dim), (s.mapping.num_ws, s.mapping.w_dim)),
                  conditioning=(t.mapping.zero_c, s.mapping.zero_c), rendering=(t.raw_size, s.raw_size), background=(t.render.white_back, s.render.white_back))
     for k, (a, b) in pairs.items(): require(a == b, f'the teacher does not fit the student: {k} {a}, the student has {b}')
-    names = plane_names(s.sampler.axes)
-    for k in cfg.train.kd_planes: require(k in names, f"kd_planes: no plane {k!r}; with these axes there are {', '.join(names)}")
+    find_planes(cfg.train.kd_planes, s.sampler.axes)
     far = {k: float(d.labels[:, [3, 7, 11]].norm(dim=1).median()) for k, d in data.sets.items()}
     for k, r in far.items(): require(t.render.near < r < t.render.far, f'{k}: the cameras stand {r:.2f} from the head, the teacher renders from {t.render.near} to {t.render.far}; another camera convention?')
 
-
-def plane_names(axes):  # of a SamplerCfg -> e.g. ['xy', 'xz', 'yz']; the release: ['xy', 'xz', 'xz']
-    "Each plane by the two axes that it spans."
-    return [''.join(sorted('xyz'[i] for i, _ in read_axes(a)[:2])) for a in axes]
-
-# %% ../../nbs/4_papers/42_head3d.ipynb #e6092b56
+# %% ../../nbs/4_papers/42_head3d.ipynb #69c6c195
 HALF_TURN = torch.diag(torch.tensor([-1., 1., -1., 1.]))   # around the vertical axis
 
 
@@ -173,7 +167,7 @@ def make_step(cfg: Head3DCfg, teacher):  # -> function with the arguments of Ste
     "What the loop of notebook 37 makes its steps by."
     return partial(Head3DStep, teacher=teacher, tau=cfg.train.tau)
 
-# %% ../../nbs/4_papers/42_head3d.ipynb #5616e886
+# %% ../../nbs/4_papers/42_head3d.ipynb #31ed1887
 @dataclass(frozen=True)
 class PlaneDistill(Term):
     "Distance of the student's planes from the teacher's."
@@ -187,7 +181,7 @@ class PlaneDistill(Term):
         s.stats |= {f'kd_{k}': v.detach() for k, v in size.items()}
         return size[self.norm]
 
-# %% ../../nbs/4_papers/42_head3d.ipynb #33cce304
+# %% ../../nbs/4_papers/42_head3d.ipynb #cf86de19
 @dataclass(frozen=True)
 class MapDistill(Term):
     "Distance of the styles."
@@ -218,7 +212,7 @@ class PerceptualDistill(Term):
         with torch.no_grad(): want = self.stages(s.taught['image'].clamp(-1, 1))
         return share*sum(F.l1_loss(a, b) for a, b in zip(self.stages(s.fake['image'][s.near].clamp(-1, 1)), want))
 
-# %% ../../nbs/4_papers/42_head3d.ipynb #5e2b6483
+# %% ../../nbs/4_papers/42_head3d.ipynb #fc571cad
 def perceptual_stages(vgg=None, device='cpu'):  # torchvision's VGG-16 weights; None: the judge
     "What Eq. 9 looks with: images [n,3,h,w] in -1..1 -> list of maps."
     if vgg is None: return load_judges(device=device).net.requires_grad_(False).stages
@@ -228,8 +222,7 @@ def perceptual_stages(vgg=None, device='cpu'):  # torchvision's VGG-16 weights; 
 
 def terms(cfg: Head3DCfg, teacher) -> list:
     "What student and discriminators are trained on."
-    t, names = cfg.train, plane_names(cfg.G.sampler.axes)
-    planes = tuple(i for i, n in enumerate(names) if n in t.kd_planes)
+    t, planes = cfg.train, find_planes(cfg.train.kd_planes, cfg.G.sampler.axes)
     device = next(teacher.parameters()).device
     distil = [PlaneDistill(weight=t.kd, planes=planes, norm=t.kd_norm), MapDistill(weight=t.map), ImageDistill(weight=t.rgb)]
     if t.lpips: distil.append(PerceptualDistill(weight=t.lpips, stages=perceptual_stages(t.vgg, device)))
@@ -237,7 +230,7 @@ def terms(cfg: Head3DCfg, teacher) -> list:
     return [*distil, *(Logistic(who='G', weight=w, turn=k) for k, w, _ in judged), *density_terms(t.density, t.density_weight, t.density_every, t.density_std, cfg.G.sampler.box_warp),
             *(Logistic(who='D', turn=k) for k, *_ in judged), *(R1(every=t.r1_every, gamma=g, keys=t.r1_keys, turn=k) for k, _, g in judged)]
 
-# %% ../../nbs/4_papers/42_head3d.ipynb #2fc82592
+# %% ../../nbs/4_papers/42_head3d.ipynb #0051327a
 def training(kimg, batch, gamma, raw, **kw):
     "Of a small model."
     return short(kimg, batch, gamma, raw, Head3DTrainCfg, dict(blur_sigma=0., pose_cond=False), **dict(density_every=8, share_fakes=True, mirror=True, lr_G=0.001, lr_D=0.0005) | kw)

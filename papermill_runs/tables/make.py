@@ -1,0 +1,29 @@
+"""python papermill_runs/tables/make.py head3d: gather finished runs of `compare` or `planes` into <name>.json, and the models of one seed into <name>.safetensors, as <name>.yaml says."""
+import sys
+from pathlib import Path
+import torch, yaml
+from headnb.base.core import repo_path, require
+from headnb.gan.checkpoint import load, save
+from headnb.gan.tables import gather, recompute, read_table, write_table
+
+
+def newest(name) -> Path:
+    "The folder of the last run of that name."
+    from headnb.runs import run_folder
+    return run_folder(name, resume=True)
+
+
+def bundle(path, models: dict):   # row -> name of its training run
+    "The averaged generators of several runs with one configuration, in one checkpoint."
+    packages = {k: load(newest(v)/'model.safetensors') for k, v in models.items()}
+    cfgs = {p.cfg.G for p in packages.values()}
+    require(len(cfgs) == 1, f'{path}: the models have {len(cfgs)} different configurations')
+    save(path, {k: p.models['G_ema'] for k, p in packages.items()}, cfgs.pop(), {k: p.meta | {'run': models[k]} for k, p in packages.items()}, dtype=torch.bfloat16)
+
+
+if __name__ == '__main__':
+    name, here = sys.argv[1], repo_path('papermill_runs/tables')
+    spec = yaml.safe_load((here/f'{name}.yaml').read_text())
+    write_table(here/f'{name}.json', spec['title'], spec['about'], gather([newest(r) for r in spec['runs']]), spec.get('published'))
+    for complaint in recompute(read_table(here/f'{name}.json')): print(complaint)
+    if spec.get('models'): bundle(here/f'{name}.safetensors', spec['models'])
