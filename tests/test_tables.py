@@ -5,7 +5,7 @@ from headnb.base.camera import orbit
 from headnb.base.core import repo_path
 from headnb.gan.tables import read_table, recompute
 
-TABLES = sorted(p.stem for p in repo_path('papermill_runs/tables').glob('*.json') if not p.with_suffix('.safetensors').exists() or (p.parent/f'{p.stem}.yaml').exists())
+TABLES = sorted(p.stem for p in repo_path('papermill_runs/tables').glob('*.yaml'))
 
 
 @pytest.mark.parametrize('name', TABLES)
@@ -20,7 +20,7 @@ def test_identity_measured_again():
     from headnb.gan.checkpoint import load
     from headnb.gan.generator import Generator
     from headnb.gan.judges import load_judges
-    package, judges = load(repo_path('papermill_runs/tables/head3d.safetensors')), load_judges()
+    package, judges = load(repo_path('papermill_runs/tables/head3d_models.safetensors')), load_judges()
     teacher, student = (package.into(k, Generator(package.cfg)).eval() for k in ('face', 'ours'))
     z, c = torch.randn(100, package.cfg.mapping.z_dim, generator=torch.Generator().manual_seed(77)), orbit(0.).expand(100, 25)
     with torch.no_grad(): a, b = (judges.identity(G(z, c, noise='const', deterministic=True)['image']) for G in (teacher, student))

@@ -1,4 +1,4 @@
-"""python papermill_runs/tables/make.py head3d: gather finished runs of `compare` or `planes` into <name>.json, and the models of one seed into <name>.safetensors, as <name>.yaml says."""
+"""python papermill_runs/tables/make.py head3d: gather finished runs of `compare` or `planes` into <name>.json, and the models of one seed into <name>_models.safetensors, as <name>.yaml says."""
 import sys
 from pathlib import Path
 import torch, yaml
@@ -26,4 +26,4 @@ if __name__ == '__main__':
     spec = yaml.safe_load((here/f'{name}.yaml').read_text())
     write_table(here/f'{name}.json', spec['title'], spec['about'], gather([newest(r) for r in spec['runs']]), spec.get('published'))
     for complaint in recompute(read_table(here/f'{name}.json')): print(complaint)
-    if spec.get('models'): bundle(here/f'{name}.safetensors', spec['models'])
+    if spec.get('models'): bundle(here/f'{name}_models.safetensors', spec['models'])
