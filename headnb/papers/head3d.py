@@ -7,7 +7,7 @@ __all__ = ['ROLES', 'HALF_TURN', 'PUBLISHED', 'CONFIGS', 'config', 'Head3DTrainC
            'from_front', 'arrange', 'check_teacher', 'seen_from_front', 'Head3DStep', 'make_step', 'PlaneDistill',
            'MapDistill', 'ImageDistill', 'PerceptualDistill', 'perceptual_stages', 'terms', 'training']
 
-# %% ../../nbs/4_papers/42_head3d.ipynb #71daa7ce
+# %% ../../nbs/4_papers/42_head3d.ipynb #9e43fbcd
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Literal
@@ -27,7 +27,7 @@ from ..gan.exchange import find_planes
 from ..gan.terms import Logistic, R1, ScheduleCfg, Step, Term, density_terms
 from ..gan.train import ModelCfg, TrainCfg, choose, short
 
-# %% ../../nbs/4_papers/42_head3d.ipynb #4ad7b09c
+# %% ../../nbs/4_papers/42_head3d.ipynb #749d0ceb
 @dataclass(frozen=True)
 class Head3DTrainCfg(TrainCfg):
     "The second stage: distillation. (The first is a plain EG3D run on the multi-view set.)"
@@ -61,7 +61,7 @@ class Head3DCfg(ModelCfg):
     "Everything a distillation needs."
     train: Head3DTrainCfg = Head3DTrainCfg()
 
-# %% ../../nbs/4_papers/42_head3d.ipynb #840a19ca
+# %% ../../nbs/4_papers/42_head3d.ipynb #31be8e30
 class Discriminators(nn.ModuleDict):
     "One for each turn, or one for both."
     def of(self, turn): return self[turn if turn in self else 'both']
@@ -74,7 +74,7 @@ def build(cfg: Head3DCfg):   # -> (student, Discriminators)
 
 ROLES = ('front', 'back')   # of the data
 
-# %% ../../nbs/4_papers/42_head3d.ipynb #0c07c105
+# %% ../../nbs/4_papers/42_head3d.ipynb #46cc6a76
 def from_front(c):  # [n,25] -> [n] radians, 0..pi
     "How far the camera stands from the front, around the head."
     return yaw_pitch(c)[0].abs()
@@ -97,7 +97,7 @@ def _same_cameras(sets):
     require(max(r1, r2) < 1.05*min(r1, r2) and max(f1, f2) < 1.05*min(f1, f2),
             'the two sets have different cameras: ' + ', '.join(f'{k} distance {r:.2f}, focal length {f:.2f}' for k, (r, f) in look.items()) + '; bring them into one world first (headnb.align)')
 
-# %% ../../nbs/4_papers/42_head3d.ipynb #6187d4a0
+# %% ../../nbs/4_papers/42_head3d.ipynb #2f5a28db
 def check_teacher(cfg: Head3DCfg, teacher: Generator, data: InTurn):
     "`BadInput` where the teacher's planes, axes or cameras do not fit the student's."
     t, s = teacher.cfg, cfg.G
@@ -109,7 +109,7 @@ def check_teacher(cfg: Head3DCfg, teacher: Generator, data: InTurn):
     far = {k: float(d.labels[:, [3, 7, 11]].norm(dim=1).median()) for k, d in data.sets.items()}
     for k, r in far.items(): require(t.render.near < r < t.render.far, f'{k}: the cameras stand {r:.2f} from the head, the teacher renders from {t.render.near} to {t.render.far}; another camera convention?')
 
-# %% ../../nbs/4_papers/42_head3d.ipynb #203ed41d
+# %% ../../nbs/4_papers/42_head3d.ipynb #d83e2a01
 HALF_TURN = torch.diag(torch.tensor([-1., 1., -1., 1.]))   # around the vertical axis
 
 
@@ -119,7 +119,7 @@ def seen_from_front(c):  # [b,25] -> [b,25]
     turned = torch.cat([(HALF_TURN.to(c) @ pose).flatten(1), c[:, 16:]], 1)
     return torch.where((from_front(c) > math.pi/2)[:, None], turned, c)
 
-
+# %% ../../nbs/4_papers/42_head3d.ipynb #a7b1bf4e
 @dataclass
 class Head3DStep(Step):
     "A step with a teacher, and the discriminator of its turn."
@@ -167,7 +167,7 @@ def make_step(cfg: Head3DCfg, teacher):  # -> function with the arguments of Ste
     "What the loop of notebook 37 makes its steps by."
     return partial(Head3DStep, teacher=teacher, tau=cfg.train.tau)
 
-# %% ../../nbs/4_papers/42_head3d.ipynb #90c3b285
+# %% ../../nbs/4_papers/42_head3d.ipynb #32b24e9c
 @dataclass(frozen=True)
 class PlaneDistill(Term):
     "Distance of the student's planes from the teacher's."
@@ -181,7 +181,7 @@ class PlaneDistill(Term):
         s.stats |= {f'kd_{k}': v.detach() for k, v in size.items()}
         return size[self.norm]
 
-# %% ../../nbs/4_papers/42_head3d.ipynb #12d6a0f1
+# %% ../../nbs/4_papers/42_head3d.ipynb #e8cc571d
 @dataclass(frozen=True)
 class MapDistill(Term):
     "Distance of the styles."
@@ -212,7 +212,7 @@ class PerceptualDistill(Term):
         with torch.no_grad(): want = self.stages(s.taught['image'].clamp(-1, 1))
         return share*sum(F.l1_loss(a, b) for a, b in zip(self.stages(s.fake['image'][s.near].clamp(-1, 1)), want))
 
-# %% ../../nbs/4_papers/42_head3d.ipynb #476e42aa
+# %% ../../nbs/4_papers/42_head3d.ipynb #8a57f920
 def perceptual_stages(vgg=None, device='cpu'):  # torchvision's VGG-16 weights; None: the judge
     "What Eq. 9 looks with: images [n,3,h,w] in -1..1 -> list of maps."
     if vgg is None: return load_judges(device=device).net.requires_grad_(False).stages
@@ -230,7 +230,7 @@ def terms(cfg: Head3DCfg, teacher) -> list:
     return [*distil, *(Logistic(who='G', weight=w, turn=k) for k, w, _ in judged), *density_terms(t.density, t.density_weight, t.density_every, t.density_std, cfg.G.sampler.box_warp),
             *(Logistic(who='D', turn=k) for k, *_ in judged), *(R1(every=t.r1_every, gamma=g, keys=t.r1_keys, turn=k) for k, _, g in judged)]
 
-# %% ../../nbs/4_papers/42_head3d.ipynb #c80372d7
+# %% ../../nbs/4_papers/42_head3d.ipynb #1de2d164
 def training(kimg, batch, gamma, raw, **kw):
     "Of a small model."
     return short(kimg, batch, gamma, raw, Head3DTrainCfg, dict(blur_sigma=0., pose_cond=False), **dict(density_every=8, share_fakes=True, mirror=True, lr_G=0.001, lr_D=0.0005) | kw)
