@@ -286,6 +286,7 @@ def build(spec: TrainRun, cfg):  # -> (G, D)
 
 def fit(spec: TrainRun, cfg, data, out, resume='auto', observers=None):  # -> the finished headnb.gan.train.Run
     "Train a configuration in a folder, starting from and keeping up the exported state if there is one."
+    import torch
     from headnb.gan import train as t
     from headnb.gan.checkpoint import save
     module, G_D = paper_module(spec.paper), build(spec, cfg)
@@ -294,7 +295,8 @@ def fit(spec: TrainRun, cfg, data, out, resume='auto', observers=None):  # -> th
     if cfg.train.ada:
         from headnb.gan.augment import ADA, ADACfg
         augment = ADA(ADACfg(target=cfg.train.ada_target, kimg=cfg.train.ada_kimg))
-    teacher = open_teacher(spec, cfg, data)
+    device = torch.device('cuda', int(os.environ.get('LOCAL_RANK', 0))) if torch.cuda.is_available() else 'cpu'
+    teacher = {k: m.to(device) for k, m in open_teacher(spec, cfg, data).items()}
     own = {k: getattr(module, k)(cfg, **teacher) for k in ('terms', 'make_step') if hasattr(module, k)}   # where a paper has none, EG3D's
     begin = (lambda r: t.import_state(r, state)) if state and state.exists() else (lambda r: t.begin_from(r, starts(spec))) if spec.start else None
     info = {'paper': spec.paper, 'config': spec.config, **{k: data.meta[k] for k in ('multi_view',) if k in data.meta}}
