@@ -141,9 +141,10 @@ def turned(page):
 
 def test_slider_turns_the_head(page):
     shot(page, 'viewer_before')
+    begin = time.monotonic()
     text = turned(page)
     assert text.startswith('yaw 46°'), 'the picture is not that of the last slider position'
-    assert int(re.search(r'(\d+) overtaken', text)[1]) > 0, 'every slider event was rendered: a queue'
+    assert time.monotonic() - begin < 25, 'every slider event was rendered: a queue of forty pictures, a second each'   # events are skipped in the browser or here
     shot(page, 'viewer_after')
 
 
