@@ -43,10 +43,12 @@ class Spec:
     bare: bool = False              # expressions: every picture also without hair
     clips: int = 0                  # per person
     frames: int = 0                 # per clip
+    front_share: float = 0.         # full360: share of pictures with a yaw drawn as for `frontal` within 60 degrees; the others then lie beyond it
     label_drift: float = 0.         # full360: amplitude of the systematic error of the yaw label, a sine of the yaw
     label_noise: float = 0.         # standard deviation of the random error of yaw and pitch labels
     crop_shift: float = 0.          # standard deviation of the shift of the crop, picture widths
     crop_scale: float = 0.          # standard deviation of the logarithm of its scale
+    crop_drift: float = 0.          # full360: systematic downward shift of the picture, picture widths at yaw 180, times (1 - cos yaw)/2: a head box that hair makes taller
     shard: int = 200                # pictures per shard
 
 
@@ -79,12 +81,19 @@ def cropped(c, dx, dy, scale): # [25]; shift in picture widths, factor -> [25]
     return make_label(pose, K)[0]
 
 
+def _yaw(s, r): # frontal: normal; full360: uniform, or mostly faces and some from elsewhere
+    near = lambda most: max(-most, min(most, r.gauss(0, most/2)))
+    if s.kind == 'frontal': return near(s.yaw)
+    if not s.front_share: return r.uniform(-s.yaw, s.yaw)
+    return near(60.) if r.random() < s.front_share else r.choice((-1, 1))*r.uniform(60., s.yaw)
+
+
 def _single(s, i): # frontal and full360: person i, one picture
     r, h = random.Random(s.seed*1_000_003 + i*7 + 5), sample_head(s.seed + i, hats=s.hats, specs=s.specs, psi=s.psi)
-    yaw = max(-s.yaw, min(s.yaw, r.gauss(0, s.yaw/2))) if s.kind == 'frontal' else r.uniform(-s.yaw, s.yaw)
+    yaw = _yaw(s, r)
     pitch = max(-2.5, min(2.5, r.gauss(0, 1)))*s.pitch
     said = camera(yaw + s.label_drift*math.sin(math.radians(yaw)) + r.gauss(0, s.label_noise), pitch + r.gauss(0, s.label_noise))
-    true = cropped(camera(yaw, pitch), r.gauss(0, s.crop_shift), r.gauss(0, s.crop_shift), math.exp(r.gauss(0, s.crop_scale)))
+    true = cropped(camera(yaw, pitch), r.gauss(0, s.crop_shift), r.gauss(0, s.crop_shift) + s.crop_drift*(1 - math.cos(math.radians(yaw)))/2, math.exp(r.gauss(0, s.crop_scale)))
     return h, true, said if s.kind == 'full360' else true, dict(person=i)
 
 

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['OFFICIAL', 'DROPPED', 'SR_CLASSES', 'RENDER_IGNORED', 'D_CLASSES', 'fingerprint', 'Package', 'fill', 'save', 'load',
-           'difference', 'checkpoint_file', 'open_generator', 'official_name', 'official_to_ours', 'ours_to_official',
-           'released_generator_cfg', 'released_discriminator_cfg']
+           'difference', 'checkpoint_file', 'generator_of', 'open_generator', 'official_name', 'official_to_ours',
+           'ours_to_official', 'released_generator_cfg', 'released_discriminator_cfg']
 
-# %% ../../nbs/3_gan/36_checkpoint.ipynb #3ac6a056
+# %% ../../nbs/3_gan/36_checkpoint.ipynb #9c938085
 import errno, hashlib, importlib, json, os, re
 from dataclasses import dataclass, field, is_dataclass, replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from ..field.planes import DecoderCfg, SamplerCfg
 from ..field.render import RenderCfg
 from .generator import Generator, GeneratorCfg
 
-# %% ../../nbs/3_gan/36_checkpoint.ipynb #4366c6f4
+# %% ../../nbs/3_gan/36_checkpoint.ipynb #9629434e
 def fingerprint(tensors, # dict name -> tensor
                ) -> str: # 64 hexadecimal digits
     "SHA-256 over names, shapes and bytes."
@@ -32,7 +32,7 @@ def fingerprint(tensors, # dict name -> tensor
         h.update(t.reshape(-1).view(torch.uint8).numpy())
     return h.hexdigest()
 
-# %% ../../nbs/3_gan/36_checkpoint.ipynb #d85c0c5b
+# %% ../../nbs/3_gan/36_checkpoint.ipynb #cdb5a40a
 @dataclass
 class Package(ModelHubMixin):
     "Models with their config: what a checkpoint file holds."
@@ -59,7 +59,7 @@ class Package(ModelHubMixin):
                                    local_files_only=local_files_only, token=token)
         return load(here)
 
-# %% ../../nbs/3_gan/36_checkpoint.ipynb #28e54dec
+# %% ../../nbs/3_gan/36_checkpoint.ipynb #ef7f2e8f
 def fill(module,         # nn.Module
          state,          # dict key -> tensor, any float dtype
          where='state',  # how messages name `state`
@@ -74,7 +74,7 @@ def fill(module,         # nn.Module
     module.load_state_dict({k: v.to(own[k].dtype) for k, v in state.items()})
     return module
 
-# %% ../../nbs/3_gan/36_checkpoint.ipynb #51504766
+# %% ../../nbs/3_gan/36_checkpoint.ipynb #8300ff5e
 def save(path,                # ends in .safetensors
          models,              # dict name -> nn.Module or state dict
          cfg,                 # a dataclass of this library
@@ -103,7 +103,7 @@ def _write(flat, tmp, about):
         code = re.search(r'os error (\d+)', str(e))
         raise OSError(int(code[1]) if code else errno.EIO, os.strerror(int(code[1])) if code else str(e)) from e
 
-# %% ../../nbs/3_gan/36_checkpoint.ipynb #26e091d8
+# %% ../../nbs/3_gan/36_checkpoint.ipynb #16edfe33
 def load(path,      # a .safetensors file
          cfg=None,  # the config that is expected; None: any
         ):          # Package of state dicts, float32
@@ -145,7 +145,7 @@ def difference(a, b, at=''): # two nested dicts: expected, found
         if x != y: return difference(x, y, here) if isinstance(x, dict) and isinstance(y, dict) else f'{here} is {y!r}, expected {x!r}'
     return ''
 
-# %% ../../nbs/3_gan/36_checkpoint.ipynb #1c4696b0
+# %% ../../nbs/3_gan/36_checkpoint.ipynb #a934dba2
 def checkpoint_file(what,  # name of a shipped model, .safetensors file, or folder with a model.safetensors
                    ):      # Path of a .safetensors file
     "Where a checkpoint lies."
@@ -160,17 +160,24 @@ def checkpoint_file(what,  # name of a shipped model, .safetensors file, or fold
     return asset_path(f'{what}.safetensors')
 
 
-def open_generator(name,             # as `checkpoint_file`
-                   build=Generator,  # config of the generator -> module
-                  ):                 # (generator in evaluation mode, meta)
+def generator_of(cfg): # GeneratorCfg, or the config of a family that has its own -> its generator, untrained
+    "The generator that a config describes."
+    kinds = [Generator]
+    for k in kinds: kinds += k.__subclasses__()
+    kind = next((k for k in kinds if k.Cfg is type(cfg)), None)
+    require(kind, f'no generator is described by a {type(cfg).__module__}.{type(cfg).__name__}; known: {", ".join(dict.fromkeys(k.Cfg.__name__ for k in kinds))}')
+    return kind(cfg)
+
+
+def open_generator(name,): # as `checkpoint_file`; -> (generator in evaluation mode, meta)
     "The averaged generator of a checkpoint."
     path = checkpoint_file(name)
     package = load(path)
     which = next((n for n in ('G_ema', 'G') if n in package.models), None)
     require(which, f'{path} holds no generator; it holds {", ".join(package.models)}')
-    return package.into(which, build(getattr(package.cfg, 'G', package.cfg))).eval().requires_grad_(False), package.meta
+    return package.into(which, generator_of(getattr(package.cfg, 'G', package.cfg))).eval().requires_grad_(False), package.meta
 
-# %% ../../nbs/3_gan/36_checkpoint.ipynb #d190175b
+# %% ../../nbs/3_gan/36_checkpoint.ipynb #405bd4ba
 _EG3D = [('backbone.synthesis.', 'planes.'), ('backbone.mapping.', 'mapping.'), ('superresolution.', 'superres.'),
          ('decoder.net.0.', 'decoder.fc0.'), ('decoder.net.2.', 'decoder.fc1.')]
 OFFICIAL = {'eg3d': {'G': _EG3D, 'D': []},       # (prefix in the release, prefix here)
@@ -204,12 +211,12 @@ def ours_to_official(state, family='eg3d', who='G'): # our state dict -> release
         out[theirs] = v
     return out
 
-# %% ../../nbs/3_gan/36_checkpoint.ipynb #890e4046
+# %% ../../nbs/3_gan/36_checkpoint.ipynb #a1371bb9
 SR_CLASSES = {'SuperresolutionHybrid8XDC': '8XDC', 'SuperresolutionHybrid8X': '8X', 'SuperresolutionHybrid4X': '4X',
               'SuperresolutionHybrid2X': '2X', 'SuperresolutionHybridDeepfp32': 'deepfp32'}
 RENDER_IGNORED = {'image_resolution', 'gpc_reg_prob', 'density_reg', 'density_reg_p_dist', 'reg_type', 'avg_camera_radius', 'avg_camera_pivot'}
 
-# %% ../../nbs/3_gan/36_checkpoint.ipynb #d0340ec7
+# %% ../../nbs/3_gan/36_checkpoint.ipynb #0bc06aa2
 class _Options:
     "A released dictionary of options, read once each; what is left over is an error."
     def __init__(self, d, where): self.left, self.where = dict(d), where
@@ -222,7 +229,7 @@ class _Options:
         rest = sorted(set(self.left) - set(ignored))
         require(not rest, f'{self.where} has an option that is not known here: {", ".join(map(repr, rest))}')
 
-# %% ../../nbs/3_gan/36_checkpoint.ipynb #16eb783e
+# %% ../../nbs/3_gan/36_checkpoint.ipynb #4fd207da
 def released_generator_cfg(kwargs,        # constructor arguments of a released EG3D generator, by their names
                            raw_size=64,   # attribute neural_rendering_resolution
                            options=None,  # attribute rendering_kwargs, where it differs from the constructor's
@@ -259,7 +266,7 @@ def released_generator_cfg(kwargs,        # constructor arguments of a released 
     require(channels == 3 and side == grown, f'constructor: {side}x{side} image with {channels} channels; {name} makes {grown} with 3')
     return cfg
 
-# %% ../../nbs/3_gan/36_checkpoint.ipynb #aae64d09
+# %% ../../nbs/3_gan/36_checkpoint.ipynb #a87f6f9a
 D_CLASSES = {'DualDiscriminator': ('image', 'raw'), 'DummyDualDiscriminator': ('image', 'raw'), 'SingleDiscriminator': ('image',),
              'MaskDualDiscriminatorV2': ('image', 'raw', 'mask'), 'MaskDualDiscriminator': ('image', 'raw')}   # PanoHead's; the last has blocks for the mask
 
