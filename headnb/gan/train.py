@@ -10,7 +10,7 @@ __all__ = ['RUN_LENGTH', 'KILL_POINTS', 'ReconCfg', 'TrainCfg', 'ModelCfg', 'cho
            'preview', 'Pictures', 'Keep', 'default_observers', 'crossed', 'Diverged', 'check_finite', 'train',
            'export_state', 'import_state', 'weights_of', 'check_start', 'begin_from']
 
-# %% ../../nbs/3_gan/37_train.ipynb #dcc1e557
+# %% ../../nbs/3_gan/37_train.ipynb #9dd30854
 from dataclasses import dataclass, field, replace
 from contextlib import contextmanager
 from functools import partial
@@ -26,7 +26,7 @@ from .checkpoint import checkpoint_file, fill
 from .generator import GeneratorCfg
 from .terms import ImageLatents, Logistic, R1, Recon, ScheduleCfg, Step, density_terms, ema_beta, lazy_adam, raw_size, total
 
-# %% ../../nbs/3_gan/37_train.ipynb #d2062a31
+# %% ../../nbs/3_gan/37_train.ipynb #e8ab7203
 @dataclass(frozen=True)
 class ReconCfg:
     "The warm start of notebook 35: reconstruct the training views first, then hand over to the GAN."
@@ -43,7 +43,7 @@ class ReconCfg:
     lr: float = 0.002       # of the encoder
     betas: tuple[float, float] = (0.9, 0.99)   # of G while it only reconstructs
 
-# %% ../../nbs/3_gan/37_train.ipynb #de33d649
+# %% ../../nbs/3_gan/37_train.ipynb #55523f08
 @dataclass(frozen=True)
 class TrainCfg:
     "How a model is trained."
@@ -67,6 +67,7 @@ class TrainCfg:
     share_fakes: bool = False            # D main judges the fakes of G main: one generator pass less (not the released order)
     mirror: bool = False                 # every picture also flipped, its camera mirrored
     balance: float = 0.                  # strength of the re-balancing of poses
+    back_repeat: float = 1.              # views from behind count so many times
     precision: Literal['fp32', 'bf16', 'fp16'] = 'fp32'
     tf32: bool = False                   # on NVIDIA GPUs; released: off
     channels_last: bool = False
@@ -83,7 +84,7 @@ class TrainCfg:
 
 RUN_LENGTH = ('kimg', 'max_seconds', 'snapshot_kimg', 'keep', 'preview_kimg', 'log_every', 'tensorboard')   # may change on resume
 
-# %% ../../nbs/3_gan/37_train.ipynb #fb189aaa
+# %% ../../nbs/3_gan/37_train.ipynb #5556aedb
 @dataclass(frozen=True)
 class ModelCfg:
     "Everything a run needs. A paper gives the parts their types."
@@ -109,7 +110,7 @@ def short(kimg, batch, gamma, raw,              # raw: side of the volume render
     s = dict(blur_kimg=kimg/10, swap_kimg=kimg/2, raw_size=raw, ema_kimg=min(batch*10/32, kimg/20)) | schedule
     return kind(kimg=kimg, batch=batch, gamma=gamma, schedule=ScheduleCfg(**s), **dict(snapshot_kimg=10., channels_last=True) | kw)
 
-# %% ../../nbs/3_gan/37_train.ipynb #97da1fd2
+# %% ../../nbs/3_gan/37_train.ipynb #38c35685
 KILL_POINTS = ('loader', 'G_step', 'G_reg', 'D_step', 'R1', 'EMA', 'checkpoint_write', 'rename')
 
 
@@ -120,7 +121,7 @@ def kill_point(name: str,  # one of KILL_POINTS
     at = os.environ.get('HEADNB_KILL_AT')
     if at and at == f'{name}:{step}': os.kill(os.getpid(), signal.SIGKILL)
 
-# %% ../../nbs/3_gan/37_train.ipynb #adfd4066
+# %% ../../nbs/3_gan/37_train.ipynb #f19767d4
 def rng_state() -> dict:  # tensors and plain data
     "The state of every random generator of this process."
     kind, keys, *rest = np.random.get_state()
@@ -145,7 +146,7 @@ def rng_kept():
     try: yield
     finally: set_rng_state(s)
 
-# %% ../../nbs/3_gan/37_train.ipynb #aac933dd
+# %% ../../nbs/3_gan/37_train.ipynb #7032c8fd
 @dataclass
 class Phase:
     "Terms that are evaluated together, with the optimiser they drive."
@@ -166,7 +167,7 @@ def make_phases(terms,  # list of terms
         if mine: out.append(Phase(name, who, mine, mine[0].every))
     return out
 
-# %% ../../nbs/3_gan/37_train.ipynb #aa6d012a
+# %% ../../nbs/3_gan/37_train.ipynb #c7d0a761
 def after(kimg: float, weight: float = 1.):  # -> function of kimg
     "A weight that is zero before `kimg`."
     return (lambda k: weight if k >= kimg else 0.) if kimg > 0 else weight
@@ -198,7 +199,7 @@ def default_terms(cfg: TrainCfg,
     out = (warm_start(cfg, latents) if start else []) + [Logistic(weight=rise, who='G'), *density_terms(cfg.density, cfg.density_weight, cfg.density_every, cfg.density_std, box_warp)]
     return out + [Logistic(weight=after(start - r.d_kimg), who='D'), R1(weight=after(start - r.d_kimg), every=cfg.r1_every, gamma=cfg.gamma, keys=cfg.r1_keys)]
 
-# %% ../../nbs/3_gan/37_train.ipynb #e54f6ace
+# %% ../../nbs/3_gan/37_train.ipynb #b6253741
 class Run:
     "A training run: networks, optimisers, data order, counters."
     def __init__(self, G, D, data,
@@ -223,7 +224,7 @@ class Run:
         self.terms = default_terms(cfg, self.latents) if terms is None else terms
         self.phases, self.sets = make_phases(self.terms), in_turn(data)
         self.labels = {k: d.labels.to(self.device) for k, d in self.sets.items()}
-        self.weights = {k: pose_weights(d.labels, cfg.balance) if cfg.balance else None for k, d in self.sets.items()}
+        self.weights = {k: pose_weights(d.labels, cfg.balance, back=cfg.back_repeat) if cfg.balance or cfg.back_repeat != 1 else None for k, d in self.sets.items()}
         self.batches = {k: Batches(d, cfg.batch//self.world, cfg.seed, self.weights[k], self.device, self.acc.process_index, self.world) for k, d in self.sets.items()}
         self.opts = {'G': _adam(self, self.G, cfg.lr_G, 'G'), 'D': _adam(self, self.D, cfg.lr_D, 'D')}
         self.step = self.nimg = 0
@@ -239,7 +240,7 @@ class Run:
     @property
     def gan_nimg(self): return max(0., self.nimg - 1000*self.cfg.recon.kimg)   # what the schedules count
 
-# %% ../../nbs/3_gan/37_train.ipynb #e9962ce7
+# %% ../../nbs/3_gan/37_train.ipynb #a60a7971
 def _adam(run, model, lr, who):
     "Corrected for the lazy terms; the latents of the warm start learn with G."
     lazy = lazy_adam(lr, run.cfg.betas, max([p.every for p in run.phases if p.who == who], default=1))
@@ -256,7 +257,7 @@ def _share(run):
             for t in (m.state_dict().values() if m else ()): t.copy_(broadcast(t.contiguous()))
     torch.manual_seed(run.cfg.seed*run.world + run.acc.process_index)
 
-# %% ../../nbs/3_gan/37_train.ipynb #2ab6baa4
+# %% ../../nbs/3_gan/37_train.ipynb #952daf2d
 def draw(run: Run, real, who) -> Step:
     "A fresh step: latents and cameras at random (`weights` of the poses included)."
     b, labels, weights = run.cfg.batch//run.world, run.labels[run.turn], run.weights[run.turn]
@@ -276,7 +277,7 @@ def clean_gradients(run: Run, who) -> dict:  # numbers for the log
         for g in grads: g.nan_to_num_(0., 1e5, -1e5)
     return {f'{who}/grad': norm.nan_to_num(0., 0.), f'{who}/bad_grad': (~norm.isfinite()).float()}
 
-# %% ../../nbs/3_gan/37_train.ipynb #f06c78fe
+# %% ../../nbs/3_gan/37_train.ipynb #148dd753
 def play(run: Run, phase: Phase, real: dict) -> dict:  # numbers for the log
     "One optimiser step of one phase."
     terms = phase.active(run.nimg, run.turn)
@@ -319,7 +320,7 @@ def adapt(run: Run, stats):
     run.augment.adjust(float(mean), run.cfg.batch)
     run.signs = [0., 0]
 
-# %% ../../nbs/3_gan/37_train.ipynb #b1551bce
+# %% ../../nbs/3_gan/37_train.ipynb #a4035abe
 def _modules(run): return {k: m for k in ('G', 'D', 'G_ema', 'latents', 'augment') if (m := getattr(run, k)) is not None}
 
 
@@ -359,7 +360,7 @@ def save_checkpoint(run: Run) -> Path:
     run.acc.wait_for_everyone()
     return where
 
-# %% ../../nbs/3_gan/37_train.ipynb #6c6e4b2d
+# %% ../../nbs/3_gan/37_train.ipynb #70697b3d
 def orders(run):
     "Where each set's order of pictures stands."
     return {k: b.state_dict() for k, b in run.batches.items()}
@@ -397,7 +398,7 @@ def _write_shared(run, new, where):
 def _sync(path):
     with open(path, 'rb') as f: os.fsync(f.fileno())
 
-# %% ../../nbs/3_gan/37_train.ipynb #220c2155
+# %% ../../nbs/3_gan/37_train.ipynb #f4ecfc7d
 def checkpoints(out) -> list:  # folders, oldest first
     "The complete checkpoints of a run."
     return sorted(Path(out).glob('checkpoints/step-*'))
@@ -423,7 +424,7 @@ def newest(out,  # folder of a run
     require(not bad, f'{out}: no checkpoint can be used ({"; ".join(bad)})')
     return None, bad
 
-# %% ../../nbs/3_gan/37_train.ipynb #9a10b1eb
+# %% ../../nbs/3_gan/37_train.ipynb #ba15b681
 def first_difference(a: dict, b: dict, where=''):  # -> 'train.batch: 8 here, 16 there' or ''
     "The first entry in which two nested configurations differ."
     for k in sorted({*a, *b}):
@@ -468,7 +469,7 @@ def resume(run: Run,
     if folder is not None: load_checkpoint(run, folder)
     return bad
 
-# %% ../../nbs/3_gan/37_train.ipynb #17870554
+# %% ../../nbs/3_gan/37_train.ipynb #ef969b31
 class Log:
     "metrics.jsonl, and TensorBoard if asked."
     def __init__(self, out, every=20, tensorboard=False):
@@ -499,7 +500,7 @@ class Log:
         self.board = self.board or SummaryWriter(str(self.path.parent/'tensorboard'))
         for k, v in row.items(): self.board.add_scalar(k, v or 0., run.step)
 
-# %% ../../nbs/3_gan/37_train.ipynb #538ee00b
+# %% ../../nbs/3_gan/37_train.ipynb #f4b21742
 @torch.no_grad()
 def preview(run, rows=4, yaws=(-.5, 0., .5)):  # -> uint8 [h,w,3]
     "Fixed latents of the averaged generator from fixed cameras: own training cameras first, then their depth."
@@ -537,7 +538,7 @@ def crossed(run, kimg) -> bool:
     "Did the last step pass a multiple of `kimg`?"
     return kimg > 0 and run.nimg//(1000*kimg) > (run.nimg - run.cfg.batch)//(1000*kimg)
 
-# %% ../../nbs/3_gan/37_train.ipynb #aaa45245
+# %% ../../nbs/3_gan/37_train.ipynb #36e1010c
 class Diverged(RuntimeError):
     "The loss is not finite or too large; the message names the step and the last good checkpoint."
 
@@ -548,7 +549,7 @@ def check_finite(run: Run):
     last = checkpoints(run.out)[-1:]
     raise Diverged(f'the loss was not finite or above {run.cfg.max_loss:g} at step {bad}; ' + (f'the last good checkpoint is {last[0]}' if last else 'no checkpoint had been written'))
 
-# %% ../../nbs/3_gan/37_train.ipynb #9e0e6b9a
+# %% ../../nbs/3_gan/37_train.ipynb #0107f70c
 def train(G, D, data,
           cfg: TrainCfg,
           out,                # folder of the run
@@ -592,7 +593,7 @@ def train(G, D, data,
     run.status = 'done' if run.nimg >= cfg.kimg*1000 else 'paused'
     return run
 
-# %% ../../nbs/3_gan/37_train.ipynb #f7b53d29
+# %% ../../nbs/3_gan/37_train.ipynb #f8e054c3
 def _stopper(out):
     "-> stop(run): is it time to stop? Asked to (SIGTERM, or a file STOP in the folder of the run) or out of time."
     (Path(out)/'STOP').unlink(missing_ok=True)
@@ -603,7 +604,7 @@ def _stopper(out):
     def agreed(run): return run.step % run.cfg.log_every == 0 and bool(run.acc.reduce(torch.tensor(float(wanted(run)), device=run.device), 'sum') > 0)
     return lambda run: wanted(run) if run.world == 1 else agreed(run)
 
-# %% ../../nbs/3_gan/37_train.ipynb #1712f651
+# %% ../../nbs/3_gan/37_train.ipynb #974d325b
 def export_state(run: Run, path, info=None):  # info: JSON-able facts to keep with the weights
     "Write G, G_ema, D (bfloat16), latents and counters to one safetensors file."
     from safetensors.torch import save_file
@@ -627,7 +628,7 @@ def import_state(run: Run, path) -> dict:  # the counters and facts that were ke
     if meta['data'] == run.data.hash: set_orders(run, meta['batches'])
     return meta
 
-# %% ../../nbs/3_gan/37_train.ipynb #74a11cbb
+# %% ../../nbs/3_gan/37_train.ipynb #7a8652a3
 def weights_of(path) -> dict:  # model name -> state dict
     "What a checkpoint of notebook 36, an exported state or the folder of a finished run holds."
     from safetensors import safe_open

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['PLACE', 'OFFSET', 'PAPER', 'CONFIGS', 'config', 'turn', 'move', 'PanoHeadGCfg', 'PanoHead', 'PanoHeadStep', 'Offset',
-           'PanoTrainCfg', 'PanoHeadCfg', 'build', 'terms', 'make_step', 'small', 'training', 'take_over',
+           'PanoTrainCfg', 'PanoHeadCfg', 'build', 'terms', 'arrange', 'make_step', 'small', 'training', 'take_over',
            'released_cfg']
 
-# %% ../../nbs/4_papers/41_panohead.ipynb #c5d9ae4e
+# %% ../../nbs/4_papers/41_panohead.ipynb #1c2c0286
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 import torch
+from ..base.camera import yaw_pitch
 from ..base.core import require
 from ..nets.stylegan2 import Mapping, MappingCfg, SynthesisCfg, ToRGB, count_ws
 from ..nets.superres import SuperResCfg, superres_cfg
@@ -23,7 +24,7 @@ from ..gan.checkpoint import released_generator_cfg
 from ..gan.terms import Logistic, R1, ScheduleCfg, Step, Term, ramp
 from ..gan.train import ModelCfg, TrainCfg, choose, short
 
-# %% ../../nbs/4_papers/41_panohead.ipynb #580c4349
+# %% ../../nbs/4_papers/41_panohead.ipynb #465817a4
 PLACE = (3, 7, 11)   # the translation in a 25-number label
 
 def turn(angle,):  # [b,3] axis times angle, radians -> rotations [b,3,3]
@@ -43,7 +44,7 @@ def move(c,     # [b,25]
         c = torch.cat([(turn(delta[:, 3:])@pose).flatten(1), c[:, 12:]], 1)
     return c.index_add(1, torch.tensor(PLACE, device=c.device), delta[:, :3])
 
-# %% ../../nbs/4_papers/41_panohead.ipynb #bf7357fe
+# %% ../../nbs/4_papers/41_panohead.ipynb #d2966a1e
 OFFSET = MappingCfg(w_dim=3, num_ws=1, lr_mul=1., last_act='linear')   # z, c -> 3 numbers
 
 
@@ -69,7 +70,7 @@ class PanoHeadGCfg(GeneratorCfg):
         if b: require(b.channels in ((n,) if self.torgb else (n, 3)), f'background.channels is {b.channels}; the features have {n}' + ('' if self.torgb else ', a picture 3'))
         if o: require(o.w_dim in (3, 6) and (o.num_ws, o.z_dim, o.c_dim) == (1, m.z_dim, m.c_dim), f'offset must map z [{m.z_dim}] and c [{m.c_dim}] to one vector of 3 or 6 numbers; it makes {o.w_dim}')
 
-# %% ../../nbs/4_papers/41_panohead.ipynb #7317bb00
+# %% ../../nbs/4_papers/41_panohead.ipynb #6ef16240
 class PanoHead(Generator):
     "The skeleton with tri-grid (config), background, toRGB and camera offset."
     Cfg = PanoHeadGCfg
@@ -100,7 +101,7 @@ class PanoHead(Generator):
         out = super().synthesize(ws, c, *args, **kw)
         return out | dict(mask=1.002*out['mask'] - 0.001)
 
-# %% ../../nbs/4_papers/41_panohead.ipynb #97e65bd5
+# %% ../../nbs/4_papers/41_panohead.ipynb #6fc7749c
 @dataclass
 class PanoHeadStep(Step):
     "A step whose fakes have corrected cameras and swapped backgrounds."
@@ -124,7 +125,7 @@ class PanoHeadStep(Step):
         super().track()
         if self.shift is not None: self.G.residual.track(self.shift.detach())
 
-# %% ../../nbs/4_papers/41_panohead.ipynb #180e4536
+# %% ../../nbs/4_papers/41_panohead.ipynb #6907c668
 @dataclass(frozen=True)
 class Offset(Term):
     "Size of the camera offsets: the square of their mean over the batch (release), or the mean of their squares (paper)."
@@ -137,7 +138,7 @@ class Offset(Term):
         s.stats['offset'] = s.shift.detach().norm(dim=1).mean()
         return s.shift.mean(0).square().sum() if self.batch_mean else s.shift.square().sum(1).mean()
 
-# %% ../../nbs/4_papers/41_panohead.ipynb #4042ed55
+# %% ../../nbs/4_papers/41_panohead.ipynb #c45948a8
 @dataclass(frozen=True)
 class PanoTrainCfg(TrainCfg):
     "Training, with what PanoHead adds."
@@ -164,7 +165,7 @@ class PanoHeadCfg(ModelCfg):
         extra = [k for k in self.train.r1_keys if k not in self.D.keys]
         require(not extra, f'train.r1_keys names {extra}, which D does not read; it reads {list(self.D.keys)}')
 
-# %% ../../nbs/4_papers/41_panohead.ipynb #d4952ca9
+# %% ../../nbs/4_papers/41_panohead.ipynb #46805bbb
 def build(cfg: PanoHeadCfg): # -> (G, D)
     "The networks of a configuration."
     return PanoHead(cfg.G), Discriminator(cfg.D)
@@ -175,6 +176,13 @@ def terms(cfg: PanoHeadCfg) -> list:
     t = cfg.train
     offset = [Offset(weight=t.offset_weight, batch_mean=t.offset_batch_mean)] if cfg.G.offset else []
     return [Logistic(who='G'), *offset, Logistic(who='D'), R1(every=t.r1_every, gamma=t.gamma, keys=t.r1_keys, mask_gamma=t.mask_gamma)]
+
+
+def arrange(cfg: PanoHeadCfg, data): # HeadDataset -> the same
+    "Refuse a set that shows faces only."
+    far = torch.rad2deg(yaw_pitch(data.labels)[0].abs().max()).item()
+    require(far >= 90, f'{data.path}: no view from behind (largest |yaw| {far:.0f} degrees), and PanoHead learns heads from all sides; faces are for `paper: eg3d`')
+    return data
 
 
 def make_step(cfg: PanoHeadCfg): # -> function with the arguments of Step
@@ -196,19 +204,19 @@ def training(kimg, batch, gamma, raw, **kw):
     "Of a small model: the published schedules, shortened in proportion."
     return short(kimg, batch, gamma, raw, PanoTrainCfg, dict(blur_sigma=1., swap_prob=.7), mask_gamma=gamma, noise_kimg=kimg/20, **kw)
 
-# %% ../../nbs/4_papers/41_panohead.ipynb #632e2c62
-PAPER = PanoHeadGCfg(sampler=SamplerCfg(AXES['panohead'], 3, reduce='sum'), decoder=DecoderCfg(), render=RenderCfg(), torgb=False,
+# %% ../../nbs/4_papers/41_panohead.ipynb #6bef4d4a
+PAPER = PanoHeadGCfg(sampler=SamplerCfg(AXES['panohead'], 3, reduce='sum'), decoder=DecoderCfg(), render=RenderCfg(), torgb=False, offset=replace(OFFSET, w_dim=6),
                      background=SynthesisCfg(resolution=64, channels=3, channel_base=16384))
 CONFIGS = {
     'tiny': small(16, 16, 16, w_dim=32, base=512, top=32, samples=12, train=training(0.064, 8, 0.3, 16, log_every=1)),
     'micro': small(32, 32, channels=12, samples=12, d_base=1024, train=training(10., 16, 0.3, 32, share_fakes=True, lr_G=0.002, lr_D=0.003)),
     'mini': small(64, 32, channels=16, w_dim=128, base=3072, top=128, samples=14, d_base=2048, train=training(200., 16, 0.1, 32, share_fakes=True, lr_G=0.0015, lr_D=0.003)),
     'paper': PanoHeadCfg(PAPER, train=PanoTrainCfg(offset_batch_mean=False, swap_background=0., noise_kimg=0.)),
-    'released': PanoHeadCfg()}
+    'released': PanoHeadCfg(train=PanoTrainCfg(back_repeat=4.))}
 
 config = partial(choose, CONFIGS, 'PanoHead')   # name -> PanoHeadCfg
 
-# %% ../../nbs/4_papers/41_panohead.ipynb #b56cf472
+# %% ../../nbs/4_papers/41_panohead.ipynb #8606c28c
 def take_over(cfg: PanoHeadCfg,
               own: dict,    # state of the network as it was born
               given: dict,  # state of a PanoHead's network, or of an EG3D's with the same sizes and lr_mul
@@ -227,7 +235,7 @@ def take_over(cfg: PanoHeadCfg,
     own = {k: v*.2 if k.startswith('backdrop.') and k.endswith('.torgb.weight') else v for k, v in own.items()}    # a pale background at first
     return own | g
 
-# %% ../../nbs/4_papers/41_panohead.ipynb #70a63ff0
+# %% ../../nbs/4_papers/41_panohead.ipynb #eacff5a6
 def released_cfg(kwargs,       # constructor arguments of a released generator, by their names
                  raw_size=64,  # attribute neural_rendering_resolution
                  options=None, # attribute rendering_kwargs, where it differs from the constructor's

@@ -14,11 +14,13 @@ def newest(name) -> Path:
 
 
 def bundle(path, models: dict):   # row -> name of its training run
-    "The averaged generators of several runs with one configuration, in one checkpoint."
+    "The averaged generators of several runs: in one checkpoint, or in one each (<path>_<row>) where their configurations differ."
     packages = {k: load(newest(v)/'model.safetensors') for k, v in models.items()}
-    cfgs = {p.cfg.G for p in packages.values()}
-    require(len(cfgs) == 1, f'{path}: the models have {len(cfgs)} different configurations')
-    save(path, {k: p.models['G_ema'] for k, p in packages.items()}, cfgs.pop(), {k: p.meta | {'run': models[k]} for k, p in packages.items()}, dtype=torch.bfloat16)
+    groups = {path: [*packages]} if len({p.cfg.G for p in packages.values()}) == 1 else {path.with_stem(f'{path.stem}_{k}'): [k] for k in packages}
+    for file, rows in groups.items():
+        names = rows if len(groups) == 1 else ['G_ema']
+        meta = {n: packages[k].meta | {'run': models[k]} for n, k in zip(names, rows)}
+        save(file, {n: packages[k].models['G_ema'] for n, k in zip(names, rows)}, packages[rows[0]].cfg.G, meta, dtype=torch.bfloat16)
 
 
 if __name__ == '__main__':
