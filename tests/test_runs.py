@@ -20,6 +20,8 @@ def place(tmp_path_factory):
     write_dataset(here/'around.zip', [m | {'c': orbit(float(y))[0]} for m, y in zip(made, np.linspace(-3, 3, 8))])
     write_dataset(here/'no_cameras.zip', [{'image': m['image']} for m in made])
     write_dataset(here/'cut_out.zip', [m | {'mask': np.full((16, 16), 255, np.uint8)} for m in made])
+    for name, side in (('masked', 16), ('odd_masks', 8)):
+        write_dataset(here/f'{name}.zip', [m | {'c': orbit(float(y))[0], 'mask': rng.integers(0, 255, (side, side), np.uint8)} for m, y in zip(made, np.linspace(-3, 3, 8))])
     (here/'small.yaml').write_text(f'template: train\npaper: eg3d\nconfig: tiny\ndata: {here}/set.zip\ntrain: {TRAIN}\n')
     return here
 
@@ -86,7 +88,7 @@ def test_a_paper_with_its_own_step(place, capsys):
     args = lambda data: ['tiny/panohead', '--out', str(place/'pano')] + [a for x in (f'data={place}/{data}', *small) for a in ('-p', x)]
     assert main(args('set.zip')) == EXIT['refused']
     assert 'the discriminator of panohead reads masks; beside' in capsys.readouterr().err
-    assert main(args('cut_out.zip')) == 0
+    assert main(args('masked.zip')) == 0
     rows = [json.loads(l) for l in (place/'pano'/'tiny-panohead'/'metrics.jsonl').read_text().splitlines()]
     assert len(rows) == 4 and all({'G/logistic', 'G/offset', 'D/logistic', 'offset'} <= set(r) for r in rows) and 'D/r1' in rows[-2]
 
@@ -116,6 +118,31 @@ def test_two_stages_of_head3d(place, capsys):
     assert all((a[m][k] == b[m][k]).all() for m in a for k in a[m]) and {'front.b4.out.weight', 'back.b4.out.weight'} <= set(a['D'])
     rows = [json.loads(l) for l in (root/'distil'/'metrics.jsonl').read_text().splitlines()]
     assert ['G/logistic front' in r for r in rows] == [True, False]*3 and [any(k.startswith('D/r1') for k in r) for r in rows] == [True, True, False, False, True, True]
+
+
+def test_columns_of_panohead(place, capsys):
+    "Refused where something does not fit; every row of Table 2 trains, begins with an EG3D, is killed and resumed bit for bit."
+    root, size = place/'pano', [a for k, v in dict(kimg=.024, batch=4, log_every=1, preview_kimg=0, snapshot_kimg=.008, r1_every=2).items() for a in ('-p', f'train.{k}={v}')]
+    (place/'pano.yaml').write_text(f'paper: panohead\nconfig: tiny\ndata: {place}/masked.zip\n')
+    args = lambda *more: [str(place/'pano.yaml'), '--out', str(root), *size, *(a for m in more for a in ('-p', m))]
+    eg3d = ('G={planes: {channels: 24}, sampler: {depth: 1, mode: paper}, background: null, offset: null}', 'D={keys: [image, raw]}', 'train.r1_keys=[image, raw]')
+    for changes, message in [((f'data={place}/around.zip',), 'reads masks; beside'), ((f'data={place}/cut_out.zip',), 'no view from behind (largest |yaw| 57 degrees)'), ((f'data={place}/odd_masks.zip',), '8 x 8 pixels, but 16 x 16 are expected'),
+                             (('G.sampler.depth=0',), 'depth is 0'), (('G.sampler.depth=2',), '3 planes x 8 features x 2 slices need 48'), (('G.offset.w_dim=4',), 'one vector of 3 or 6 numbers; it makes 4'),
+                             (eg3d[:2], "r1_keys names ['mask'], which D does not read"), (('paper=eg3d', 'G={background: {channels: 8}}'), "has no parameter 'background'")]:
+        assert main(args(*changes)) == EXIT['refused'], changes
+        err = capsys.readouterr().err
+        assert message in err and err.count('\n') == 1, err
+    assert main([str(place/'small.yaml'), '--out', str(root), '-p', 'name=face', '-p', 'train.kimg=0.008']) == 0
+    from headnb.gan.checkpoint import open_generator
+    from headnb.gan.train import weights_of
+    assert main(args('name=row-eg3d', *eg3d)) == 0 and main(args('name=row-six', 'G.offset.w_dim=6', 'train.offset_batch_mean=false')) == 0
+    assert open_generator(root/'row-eg3d')[0].shift(None, None) is None and open_generator(root/'row-six')[0].cfg.offset.w_dim == 6
+    start = f'start={{G: {root}/face}}'
+    killed = subprocess.run([sys.executable, '-m', 'headnb.runs', *args(start)], env=os.environ | {'OMP_NUM_THREADS': '1', 'HEADNB_QUIET': '1', 'HEADNB_KILL_AT': 'D_step:3'}, cwd=repo_path(), capture_output=True, text=True, timeout=280)
+    assert killed.returncode == EXIT['killed'], killed.stderr
+    assert main([*args(start), '--resume']) == 0 and main(args(start, 'name=whole')) == 0
+    a, b = (weights_of(root/n) for n in ('pano', 'whole'))
+    assert all((a[m][k] == b[m][k]).all() for m in a for k in a[m]) and 'residual.fc1.weight' in a['G']
 
 
 def test_planes_of_a_generator(place):

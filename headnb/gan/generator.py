@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CALM', 'SMALL', 'GeneratorCfg', 'small_generator', 'small_pair', 'Generator']
 
-# %% ../../nbs/3_gan/30_generator.ipynb #98ad5145
+# %% ../../nbs/3_gan/30_generator.ipynb #6d56d41d
 from dataclasses import dataclass
 from torch import nn
 from fastcore.basics import patch
@@ -18,7 +18,7 @@ from ..nets.discriminator import DiscriminatorCfg
 from ..field.planes import AXES, Decoder, DecoderCfg, PlaneSampler, SamplerCfg, make_field, planes_from_image
 from ..field.render import RenderCfg, render
 
-# %% ../../nbs/3_gan/30_generator.ipynb #cd744163
+# %% ../../nbs/3_gan/30_generator.ipynb #b9c39007
 @dataclass(frozen=True)
 class GeneratorCfg:
     "One component, one config; the defaults are the released ffhq512-128."
@@ -43,7 +43,7 @@ class GeneratorCfg:
             require(self.superres.channels == d.out_dim, f'superres.channels is {self.superres.channels}; the decoder makes {d.out_dim}')
             require(self.superres.w_dim == m.w_dim, f'superres.w_dim is {self.superres.w_dim}, mapping.w_dim {m.w_dim}')
 
-# %% ../../nbs/3_gan/30_generator.ipynb #e9a5aca5
+# %% ../../nbs/3_gan/30_generator.ipynb #44b601e4
 def small_generator(side, raw,           # of the image and of the volume rendering, pixels
                     planes, channels,    # side of the planes; features of a plane, and of the rendering
                     w_dim,               # numbers of a style; z has half as many
@@ -58,7 +58,7 @@ def small_generator(side, raw,           # of the image and of the volume render
     return kind(MappingCfg(w_dim//2, w_dim=w_dim, num_ws=count_ws(planes), **mapping), SynthesisCfg(w_dim, planes, len(axes)*channels*depth, base, top), SamplerCfg(axes, depth, box_warp, **sampler),
                 DecoderCfg(channels, 2*channels, channels, **decoder), RenderCfg(samples, 0, near, far, box_warp, **render), sr, raw, **more)
 
-# %% ../../nbs/3_gan/30_generator.ipynb #92486af3
+# %% ../../nbs/3_gan/30_generator.ipynb #825dd3c5
 CALM = dict(near=2.35, far=3.05, box_warp=.7, mapping=dict(zero_c=True, lr_mul=.1), render=dict(white_back=True))
 
 
@@ -74,7 +74,7 @@ SMALL = {'tiny': small_pair(16, 16, 16, 8, 32, 512, 32, 12, 341),
          'micro': small_pair(32, 32, 32, 12, 64, 1024, 64, 12, 1024, **CALM),
          'mini': small_pair(64, 32, 32, 16, 128, 3072, 128, 14, 2048, **CALM)}
 
-# %% ../../nbs/3_gan/30_generator.ipynb #1a5c4cbd
+# %% ../../nbs/3_gan/30_generator.ipynb #68dd0935
 class Generator(nn.Module):
     "The skeleton, and EG3D as it stands; other papers replace single methods."
     Cfg = GeneratorCfg   # a family with a config of its own names it, so that a checkpoint finds its class
@@ -86,7 +86,7 @@ class Generator(nn.Module):
         self.decoder, self.superres = Decoder(cfg.decoder), SuperRes(cfg.superres)
         self.sampler = PlaneSampler(cfg.sampler)
 
-# %% ../../nbs/3_gan/30_generator.ipynb #8ae0f5a6
+# %% ../../nbs/3_gan/30_generator.ipynb #ad0f1ac9
 @patch
 def map(self: Generator,
         z,           # [b,z_dim]
@@ -97,7 +97,7 @@ def map(self: Generator,
     "Style codes."
     return self.mapping(z, c_cond, psi, cutoff)
 
-# %% ../../nbs/3_gan/30_generator.ipynb #28a3d265
+# %% ../../nbs/3_gan/30_generator.ipynb #22591d8f
 @patch
 def make_planes(self: Generator,
                 ws,              # [b,num_ws,w_dim]
@@ -109,7 +109,7 @@ def make_planes(self: Generator,
     s = self.cfg.sampler
     return planes_from_image(self.planes(ws, noise=noise, generator=generator), len(s.axes), s.depth)
 
-# %% ../../nbs/3_gan/30_generator.ipynb #a34652dd
+# %% ../../nbs/3_gan/30_generator.ipynb #307ff1e8
 @patch
 def field(self: Generator,
           planes,      # [b,p,c,d,h,w]
@@ -126,7 +126,7 @@ def query(self: Generator,
     "The field at points: what meshes and density terms ask for."
     with full_precision(x): return self.field(planes, drive)(x)
 
-# %% ../../nbs/3_gan/30_generator.ipynb #634e3a64
+# %% ../../nbs/3_gan/30_generator.ipynb #b3024441
 @patch
 def camera(self: Generator,
            z, c,                # [b,z_dim], [b,25]
@@ -135,7 +135,7 @@ def camera(self: Generator,
     "The label itself in EG3D."
     return c
 
-# %% ../../nbs/3_gan/30_generator.ipynb #b83bd933
+# %% ../../nbs/3_gan/30_generator.ipynb #157f7508
 @patch
 def volume(self: Generator,
            planes, c,            # [b,p,c,d,h,w], [b,25]
@@ -146,7 +146,7 @@ def volume(self: Generator,
     with full_precision(c): out = render(self.field(planes, drive), *rays(c, r), self.cfg.render, **kw)
     return [x.transpose(1, 2).unflatten(2, (r, r)) for x in out]
 
-# %% ../../nbs/3_gan/30_generator.ipynb #e9e743b0
+# %% ../../nbs/3_gan/30_generator.ipynb #a8de7688
 @patch
 def background(self: Generator, feat, mask, ws, noise='random', generator=None):
     "What stands behind the head: nothing in EG3D. feat [b,C,r,r], mask [b,1,r,r] -> feat."
@@ -158,7 +158,7 @@ def to_raw(self: Generator, feat, ws):
     "feature image [b,C,r,r] -> raw image [b,3,r,r]."
     return feat[:, :3]
 
-# %% ../../nbs/3_gan/30_generator.ipynb #2d161ed4
+# %% ../../nbs/3_gan/30_generator.ipynb #ca25ba86
 @patch
 def synthesize(self: Generator,
                ws, c,               # [b,num_ws,w_dim], [b,25] rendering cameras

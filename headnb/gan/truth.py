@@ -8,7 +8,7 @@ __all__ = ['HEAD', 'SIDES', 'TRUST', 'ACCESSORY', 'Views', 'head_views', 'back_p
            'normal_error', 'outline', 'model_views', 'shape_gap', 'faces_behind', 'own_and_others', 'mirror_likeness',
            'identity_auc', 'likeness', 'wears', 'judge_on_accessories', 'accessories']
 
-# %% ../../nbs/3_gan/34b_truth.ipynb #13bfaccd
+# %% ../../nbs/3_gan/34b_truth.ipynb #024eb540
 import math
 from dataclasses import dataclass, replace
 
@@ -21,7 +21,7 @@ from ..field.heads import render_heads
 from .judges import pair_auc
 from .metrics import Result, judge_name
 
-# %% ../../nbs/3_gan/34b_truth.ipynb #defba2bd
+# %% ../../nbs/3_gan/34b_truth.ipynb #698032c8
 HEAD = .38   # world units from the chin to the crown of an average head
 
 
@@ -47,7 +47,7 @@ class Views:
 
     def __getitem__(self, at): return replace(self, **{k: getattr(self, k)[at] for k in ('depth', 'mask', 'image') if getattr(self, k) is not None})   # some of the heads
 
-# %% ../../nbs/3_gan/34b_truth.ipynb #903479a1
+# %% ../../nbs/3_gan/34b_truth.ipynb #4675b9aa
 def head_views(people,      # HeadParams
                c,           # [v,25]
                size=48,     # pixels
@@ -58,7 +58,7 @@ def head_views(people,      # HeadParams
     r = {k: r[k].unflatten(0, (n, v)) for k in ('image', 'depth', 'mask')}
     return Views(r['depth'][:, :, 0], r['mask'][:, :, 0], c, name, r['image'])
 
-# %% ../../nbs/3_gan/34b_truth.ipynb #097a3970
+# %% ../../nbs/3_gan/34b_truth.ipynb #b40b98dd
 def back_project(depth,   # [n,h,w], distance along the unit ray
                  c,       # [n,25]
                 ):        # [n,h,w,3] world points
@@ -66,7 +66,7 @@ def back_project(depth,   # [n,h,w], distance along the unit ray
     o, d = rays(c, tuple(depth.shape[-2:]))
     return (o + depth.flatten(1)[..., None]*d).unflatten(1, depth.shape[-2:])
 
-# %% ../../nbs/3_gan/34b_truth.ipynb #170b54c2
+# %% ../../nbs/3_gan/34b_truth.ipynb #964c949f
 SIDES = {'': None, ', front': 1, ', back': -1}   # sign of z
 
 
@@ -91,7 +91,7 @@ def gone(x):  # clouds [n,k,3] -> [n] bool
     "Which heads are not there?"
     return (x == 0).flatten(1).all(1)
 
-# %% ../../nbs/3_gan/34b_truth.ipynb #44e308df
+# %% ../../nbs/3_gan/34b_truth.ipynb #5256a8df
 def nearest_point(a, b):  # [n,k,3], [n,m,3] -> [n,k] distance of each point of a to the nearest of b
     "The nearest is found by a matrix product, its distance computed exactly."
     i = torch.baddbmm(b.square().sum(-1)[:, None], a, b.mT, alpha=-2).argmin(-1)      # |a|^2 is the same for all b
@@ -114,7 +114,7 @@ def chamfer_pairs(a, b):  # [n,k,3] twice -> [n] world units
     "Chamfer distance of each cloud to its partner."
     return (nearest_point(a, b).mean(1) + nearest_point(b, a).mean(1))/2
 
-# %% ../../nbs/3_gan/34b_truth.ipynb #37a5ee1c
+# %% ../../nbs/3_gan/34b_truth.ipynb #5893855e
 def averaged(metric, values,       # [n], one per head or picture
              judge='none', data='', protocol='', count=None, seed=0) -> Result:
     "The mean of per-head values, with its 95 % interval."
@@ -137,7 +137,7 @@ def chamfer(a: Views, b: Views, k=1024, side='', seed=0) -> Result:   # the same
     x, y = cloud(a, k, side, seed), cloud(b, k, side, seed + 1)
     return in_world('chamfer' + side, torch.where(gone(x) | gone(y), HEAD, chamfer_pairs(x, y)), a, b, f'symmetric mean distance of {k} points from {len(a.c)} views')
 
-# %% ../../nbs/3_gan/34b_truth.ipynb #889f1986
+# %% ../../nbs/3_gan/34b_truth.ipynb #b9f11bb3
 def depth_normals(depth, solid,  # [n,h,w]; bool
                   c,             # [n,25]
                  ):              # unit normals [n,h,w,3] in the world, and where they are known, bool [n,h,w]
@@ -148,7 +148,7 @@ def depth_normals(depth, solid,  # [n,h,w]; bool
     known = solid[:, 1:-1, 1:-1] & solid[:, 2:, 1:-1] & solid[:, :-2, 1:-1] & solid[:, 1:-1, 2:] & solid[:, 1:-1, :-2]
     return n, F.pad(known, pad)
 
-# %% ../../nbs/3_gan/34b_truth.ipynb #b9706db7
+# %% ../../nbs/3_gan/34b_truth.ipynb #d321b0d7
 def _same(a, b):   # Views
     require(a.depth.shape == b.depth.shape and torch.equal(a.c, b.c), f'{a.name} {list(a.depth.shape)} and {b.name} {list(b.depth.shape)} are not the same views')
 
@@ -180,7 +180,7 @@ def outline(a: Views, b: Views) -> Result:
     both, either = [f(a.solid, b.solid).flatten(1).sum(1) for f in (torch.logical_and, torch.logical_or)]
     return averaged('outline IoU', both/either.clamp(min=1), 'geometry', f'{b.name} / {a.name}', f'opacity above one half, {len(a.c)} views', (len(b), len(a)))
 
-# %% ../../nbs/3_gan/34b_truth.ipynb #be5ab3ab
+# %% ../../nbs/3_gan/34b_truth.ipynb #04414fbc
 @torch.no_grad()
 def model_views(G, z,          # Generator, [n,z_dim]
                 c,             # [v,25]
@@ -202,7 +202,7 @@ def model_views(G, z,          # Generator, [n,z_dim]
     stack = lambda i: torch.cat([torch.stack([r[i] for r in rows[j:j + len(c)]], 1) for j in range(0, len(rows), len(c))])
     return Views(stack(0)[:, :, 0], stack(1)[:, :, 0], c.cpu(), name, stack(2) if images else None)
 
-# %% ../../nbs/3_gan/34b_truth.ipynb #f9df6d4d
+# %% ../../nbs/3_gan/34b_truth.ipynb #b295e99f
 def shape_gap(v: Views,
               heads: Views,   # the N known heads
               k=384,          # points of each
@@ -212,7 +212,7 @@ def shape_gap(v: Views,
     gap = torch.where(gone(x), HEAD, chamfer_table(x, cloud(heads, k, side, seed + 1)).amin(1))
     return in_world('shape gap' + side, gap, v, heads, f'chamfer to the nearest of {len(heads)}, {k} points from {len(v.c)} views of {v.depth.shape[-1]} pixels')
 
-# %% ../../nbs/3_gan/34b_truth.ipynb #704b52e7
+# %% ../../nbs/3_gan/34b_truth.ipynb #ed70d12e
 def faces_behind(images,          # [n,3,h,w] views from behind
                  judges, data='') -> Result:   # Judges
     "Share of the views from behind in which the judge sees a face."
@@ -220,7 +220,7 @@ def faces_behind(images,          # [n,3,h,w] views from behind
 
 
 @torch.no_grad()
-def _by(judge, images, batch=64): return torch.cat([judge(x) for x in images.split(batch)])
+def _by(judge, images, batch=64): return images if images.ndim == 2 else torch.cat([judge(x) for x in images.split(batch)])   # [n,k]: what the judge has said already
 
 
 def own_and_others(s,):   # similarities [n,n] -> own [n], mean of the others [n], share of the others that are smaller [n]
@@ -231,21 +231,21 @@ def own_and_others(s,):   # similarities [n,n] -> own [n], mean of the others [n
     return own, (s.sum(1) - own)/(n - 1), less/(n - 1)
 
 
-def mirror_likeness(front, back,  # [n,3,h,w] the same heads at yaw 0 and 180 degrees
+def mirror_likeness(front, back,  # [n,3,h,w] the same heads at yaw 0 and 180 degrees; or their codes [n,k], those of the front flipped
                     judges, data='') -> dict:  # name -> Result
     "Is the back the mirrored front? Alone, and relative to the fronts of other heads."
     require(front.shape == back.shape, f'front views {list(front.shape)}, back views {list(back.shape)}')
-    f = [F.normalize(_by(judges.features, x), dim=1) for x in (back, front.flip(-1))]
+    f = [F.normalize(_by(judges.features, x), dim=1) for x in (back, front.flip(-1) if front.ndim == 4 else front)]
     own, other, _ = own_and_others(f[0]@f[1].T)
     rule = 'cosine of features, yaw 180 against the flipped yaw 0'
     both = {'mirror similarity': (own, rule), 'mirror likeness': (own - other, f'{rule}, minus that with the other heads')}
     return {k: averaged(k, v, judge_name(judges.features), data, r) for k, (v, r) in both.items()}
 
-# %% ../../nbs/3_gan/34b_truth.ipynb #f9cd4fd0
+# %% ../../nbs/3_gan/34b_truth.ipynb #314d0470
 TRUST = .95   # AUC from which the identity judge is believed
 
 
-def identity_auc(images,    # [n,v,3,h,w] each head from v views that see the face
+def identity_auc(images,    # [n,v,3,h,w] each head from v views that see the face, or their codes [n,v,k]
                  judges) -> float:
     "Can the judge tell the heads of a generator apart?"
     n, v = images.shape[:2]
@@ -253,7 +253,7 @@ def identity_auc(images,    # [n,v,3,h,w] each head from v views that see the fa
     return pair_auc(_by(judges.identity, images.flatten(0, 1)), torch.arange(n).repeat_interleave(v))
 
 
-def likeness(teacher, student,  # [n,3,h,w] the same latents from the same camera
+def likeness(teacher, student,  # [n,3,h,w] the same latents from the same camera, or their codes [n,k]
              judges, auc=None,  # of `identity_auc`; None: not measured
              data='') -> dict:  # name -> Result
     "Identity of teacher and student for the same latents (ID of Table 3), for other latents, and the rank of the right one."
@@ -264,11 +264,11 @@ def likeness(teacher, student,  # [n,3,h,w] the same latents from the same camer
     rules = {'ID': 'cosine, same latent', 'ID of other latents': 'cosine, mean over the other latents', 'ID rank': 'share of other teachers that are less alike'}
     return {k: averaged(k, v, judge_name(judges.identity), f'{data} ({word})'.strip(), r) for (k, r), v in zip(rules.items(), own_and_others(e[0]@e[1].T))}
 
-# %% ../../nbs/3_gan/34b_truth.ipynb #c90a7fbf
+# %% ../../nbs/3_gan/34b_truth.ipynb #4fbd035d
 ACCESSORY = {'glasses': (1, 3), 'hats': (2, 3)}   # classes of the judge's head
 
 
-def wears(images, judges):  # [n,3,h,w] -> name -> bool [n]
+def wears(images, judges):  # [n,3,h,w], or the judge's answers [n,k] -> name -> bool [n]
     "What the judge sees on each head."
     seen = _by(judges.accessory, images).argmax(1)
     return {k: torch.isin(seen, torch.tensor(v, device=seen.device)) for k, v in ACCESSORY.items()}
