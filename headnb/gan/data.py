@@ -7,7 +7,7 @@ __all__ = ['IMAGE_TYPES', 'MAX_ENTRY', 'MAX_JSON', 'MAX_SIDE', 'MAX_RATIO', 'SMA
            'FolderSource', 'open_source', 'decode', 'to_size', 'read_labels', 'HeadDataset', 'data_hash',
            'write_dataset', 'Order', 'collate', 'Batches', 'InTurn', 'in_turn', 'pose_weights']
 
-# %% ../../nbs/3_gan/31_data.ipynb #e71babda
+# %% ../../nbs/3_gan/31_data.ipynb #9e1749e4
 import copy, hashlib, io, json, os, re, zipfile, zlib
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -18,7 +18,7 @@ from fastcore.basics import patch
 from ..base.core import BadInput, require, suggest, write_atomic
 from ..base.camera import check_label, mirror_label, yaw_pitch
 
-# %% ../../nbs/3_gan/31_data.ipynb #fca3bdec
+# %% ../../nbs/3_gan/31_data.ipynb #f9207fe2
 IMAGE_TYPES = ('.png', '.jpg', '.jpeg', '.bmp', '.webp')
 MAX_ENTRY, MAX_JSON, MAX_SIDE = 64 << 20, 256 << 20, 8192   # bytes, bytes, pixels: more is refused before it is unpacked
 MAX_RATIO, SMALL = 200, 16 << 20                            # so are entries of more than SMALL bytes that unpack to more than so many times their packed size
@@ -32,7 +32,7 @@ def check_name(name: str,   # entry of an archive, or path relative to the folde
     require(not bad, f'{where}: entry {name!r} leaves the folder of the data set')
     return name
 
-# %% ../../nbs/3_gan/31_data.ipynb #483efd83
+# %% ../../nbs/3_gan/31_data.ipynb #9f617025
 class ZipSource:
     "Entries of a zip; reads are safe in threads and after a fork or pickle."
     def __init__(self, path):
@@ -64,7 +64,7 @@ class ZipSource:
         except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as e:
             raise BadInput(f'{self.path}: {name} cannot be read ({e})') from None
 
-# %% ../../nbs/3_gan/31_data.ipynb #e47b7e7f
+# %% ../../nbs/3_gan/31_data.ipynb #2b02f34a
 class FolderSource:
     "Files below a folder, by their path relative to it."
     def __init__(self, path):
@@ -83,7 +83,7 @@ class FolderSource:
         require(size <= limit, f'{self.path}: {name} has {size >> 20} MiB; at most {limit >> 20} MiB are accepted')
         return (self.path/name).read_bytes()
 
-# %% ../../nbs/3_gan/31_data.ipynb #17910e66
+# %% ../../nbs/3_gan/31_data.ipynb #de0c0acb
 def open_source(path,  # a .zip file or a folder
                ):      # ZipSource or FolderSource
     "Open a container of images."
@@ -93,7 +93,7 @@ def open_source(path,  # a .zip file or a folder
     require(path.exists(), f'no data set at {path}')
     return FolderSource(path) if path.is_dir() else ZipSource(path)
 
-# %% ../../nbs/3_gan/31_data.ipynb #0c6f5045
+# %% ../../nbs/3_gan/31_data.ipynb #bedc0d60
 def decode(data: bytes,   # a picture file
            name: str,     # for messages
            mode='RGB',    # 'RGB', 'L' (mask) or 'I;16' (depth)
@@ -111,7 +111,7 @@ def decode(data: bytes,   # a picture file
             f'{name}: mode {im.mode}; 8-bit RGB without alpha is expected (masks are an archive of their own)')
     return im if im.mode == mode else im.convert(mode)
 
-# %% ../../nbs/3_gan/31_data.ipynb #4155a7aa
+# %% ../../nbs/3_gan/31_data.ipynb #9f693737
 def to_size(im,            # square PIL image
             size: int,     # wanted side in pixels; None keeps it
             name: str,     # for messages
@@ -125,7 +125,7 @@ def to_size(im,            # square PIL image
     hit = (d > 0).sum((1, 3))
     return (d.sum((1, 3))/np.maximum(hit, 1)*(hit*2 >= (side//size)**2)).round().astype(np.uint16)
 
-# %% ../../nbs/3_gan/31_data.ipynb #e095504c
+# %% ../../nbs/3_gan/31_data.ipynb #9f20b45c
 def read_labels(source,             # ZipSource or FolderSource
                 names,              # image names that need one
                 dim: int = 25,      # numbers per label: 25 camera numbers, then whatever a paper adds
@@ -149,7 +149,7 @@ def read_labels(source,             # ZipSource or FolderSource
     bad.update(_cameras([n for n in names if n not in bad], labels[[n not in bad for n in names]]))
     return torch.from_numpy(labels), {n: r for n, r in bad.items() if n in set(names)}, table
 
-# %% ../../nbs/3_gan/31_data.ipynb #8cf25707
+# %% ../../nbs/3_gan/31_data.ipynb #81ca6e3b
 def _numbers(name, row, out):
     "Fill `out` with a row of the json; {name: reason} if that fails."
     if not isinstance(row, (list, tuple)) or len(row) != len(out):
@@ -170,7 +170,7 @@ def _cameras(names, labels):
         except BadInput as e: bad[n] = f'has a bad camera: {str(e).split(": ", 1)[-1]}'
     return bad
 
-# %% ../../nbs/3_gan/31_data.ipynb #10ddc056
+# %% ../../nbs/3_gan/31_data.ipynb #46650443
 class HeadDataset(torch.utils.data.Dataset):
     "Pictures with cameras from a zip or folder."
     def __init__(self,
@@ -211,7 +211,7 @@ class HeadDataset(torch.utils.data.Dataset):
         if 'depth' in item: item['depth'] = item['depth'].float()/DEPTH_UNIT
         return item | ({} if self.labels is None else {'c': self.labels[i]}) | {'index': torch.tensor(i), 'name': self.names[i % n]}
 
-# %% ../../nbs/3_gan/31_data.ipynb #da3a4b81
+# %% ../../nbs/3_gan/31_data.ipynb #ad31a4f4
 DEPTH_UNIT = 10000.   # stored 16-bit depth = distance along the ray in world units x this
 
 
@@ -242,7 +242,7 @@ def _partner(self: HeadDataset, kind, source, name):
     require(other, f'{source.path}: no {kind} for {name}')
     return other
 
-# %% ../../nbs/3_gan/31_data.ipynb #ef2ff9de
+# %% ../../nbs/3_gan/31_data.ipynb #76c4ea6a
 def _check(self: HeadDataset):
     "{name: reason} of every entry that cannot be used, read by all threads."
     def one(name):
@@ -266,7 +266,7 @@ def _drop(self: HeadDataset, bad, on_error):
     if self.labels is not None: self.labels = self.labels[keep]
     require(keep, f'{self.path}: nothing is left after skipping {len(bad)} bad entries; the first: {first} {bad[first]}')
 
-# %% ../../nbs/3_gan/31_data.ipynb #a48a619e
+# %% ../../nbs/3_gan/31_data.ipynb #7ac16869
 def _start_cache(self: HeadDataset, limit):
     "Room for the decoded pictures, if they fit in `limit` bytes."
     n, s = len(self.names), self.resolution
@@ -285,7 +285,7 @@ def _arrays(self: HeadDataset, i):
         self._have[i] = True
     return arrays
 
-# %% ../../nbs/3_gan/31_data.ipynb #d47852ec
+# %% ../../nbs/3_gan/31_data.ipynb #b2565e44
 def data_hash(self: HeadDataset):
     "12 hexadecimal digits over names, contents (CRC-32) and labels of what is used."
     h = hashlib.sha256(json.dumps([[n, self.source.crc(n)] for n in self.names]).encode())
@@ -297,7 +297,7 @@ def data_hash(self: HeadDataset):
 for f in (_find, _read, _partner, _check, _drop, _start_cache, _arrays): setattr(HeadDataset, f.__name__, f)
 HeadDataset.hash = cached_property(data_hash); HeadDataset.hash.__set_name__(HeadDataset, 'hash')
 
-# %% ../../nbs/3_gan/31_data.ipynb #c73d58c4
+# %% ../../nbs/3_gan/31_data.ipynb #535e5ad2
 def _png(a):  # array [h,w,3] or [h,w] uint8, or [h,w] uint16
     "Encoded picture (fast, lossless)."
     f = io.BytesIO()
@@ -324,7 +324,7 @@ class _FolderSink:
     def write(self, name, data): write_atomic(self.path/name, data)
     def close(self, ok): pass
 
-# %% ../../nbs/3_gan/31_data.ipynb #6d88f463
+# %% ../../nbs/3_gan/31_data.ipynb #61256e3b
 def write_dataset(path,         # .zip file or folder to make
                   items,        # iterable of dict(image uint8 [h,w,3], c [25], mask uint8 [h,w]?, depth float [h,w]?, info?)
                   names=None,   # entry names; None: 00000/img00000000.png and so on
@@ -359,7 +359,7 @@ def write_dataset(path,         # .zip file or folder to make
         for s in sinks.values(): s.close(ok)
     return path
 
-# %% ../../nbs/3_gan/31_data.ipynb #9922d159
+# %% ../../nbs/3_gan/31_data.ipynb #d89a93f0
 class Order:
     "Endless shuffled indices; its whole state is (epoch, position)."
     def __init__(self, n: int,         # number of pictures
@@ -391,7 +391,7 @@ class Order:
         require(s['n'] == self.n, f'the checkpoint was trained on {s["n"]} pictures, this data set has {self.n}')
         self.seed, self.epoch, self.position = s['seed'], s['epoch'], s['position']
 
-# %% ../../nbs/3_gan/31_data.ipynb #621fe026
+# %% ../../nbs/3_gan/31_data.ipynb #ffcd24f2
 def collate(items,          # list of ds[i]
             device='cpu',
            ) -> dict:       # image [b,3,h,w] -1..1, mask [b,1,h,w] 0..1, depth [b,1,h,w], c [b,25], index [b]
@@ -429,7 +429,7 @@ class Batches:
         self.order.load_state_dict(s)
         self._next, self._state = None, s
 
-# %% ../../nbs/3_gan/31_data.ipynb #d2aac6c1
+# %% ../../nbs/3_gan/31_data.ipynb #c0c658a4
 class InTurn:
     "Several data sets that a run goes through in turn, one batch of each; cameras of the fakes come from the set whose turn it is."
     def __init__(self, **sets):   # name -> HeadDataset
@@ -460,7 +460,7 @@ def only(self: HeadDataset, keep):  # [n] bool, n pictures before mirroring; -> 
     _start_cache(part, self.cache)
     return part
 
-# %% ../../nbs/3_gan/31_data.ipynb #f06dc48e
+# %% ../../nbs/3_gan/31_data.ipynb #f093a48d
 def pose_weights(labels,               # [n,25]
                  strength: float = 1.,  # 0: every picture alike; 1: every yaw bin alike
                  bins: int = 12,        # yaw bins over -pi..pi

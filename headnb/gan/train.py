@@ -10,7 +10,7 @@ __all__ = ['RUN_LENGTH', 'KILL_POINTS', 'ReconCfg', 'TrainCfg', 'ModelCfg', 'cho
            'preview', 'Pictures', 'Keep', 'default_observers', 'crossed', 'Diverged', 'check_finite', 'train',
            'export_state', 'import_state', 'weights_of', 'check_start', 'begin_from']
 
-# %% ../../nbs/3_gan/37_train.ipynb #9dd30854
+# %% ../../nbs/3_gan/37_train.ipynb #44da4719
 from dataclasses import dataclass, field, replace
 from contextlib import contextmanager
 from functools import partial
@@ -26,7 +26,7 @@ from .checkpoint import checkpoint_file, fill
 from .generator import GeneratorCfg
 from .terms import ImageLatents, Logistic, R1, Recon, ScheduleCfg, Step, density_terms, ema_beta, lazy_adam, raw_size, total
 
-# %% ../../nbs/3_gan/37_train.ipynb #e8ab7203
+# %% ../../nbs/3_gan/37_train.ipynb #c781260e
 @dataclass(frozen=True)
 class ReconCfg:
     "The warm start of notebook 35: reconstruct the training views first, then hand over to the GAN."
@@ -43,7 +43,7 @@ class ReconCfg:
     lr: float = 0.002       # of the encoder
     betas: tuple[float, float] = (0.9, 0.99)   # of G while it only reconstructs
 
-# %% ../../nbs/3_gan/37_train.ipynb #55523f08
+# %% ../../nbs/3_gan/37_train.ipynb #26dbcc91
 @dataclass(frozen=True)
 class TrainCfg:
     "How a model is trained."
@@ -84,7 +84,7 @@ class TrainCfg:
 
 RUN_LENGTH = ('kimg', 'max_seconds', 'snapshot_kimg', 'keep', 'preview_kimg', 'log_every', 'tensorboard')   # may change on resume
 
-# %% ../../nbs/3_gan/37_train.ipynb #5556aedb
+# %% ../../nbs/3_gan/37_train.ipynb #7f870320
 @dataclass(frozen=True)
 class ModelCfg:
     "Everything a run needs. A paper gives the parts their types."
@@ -110,7 +110,7 @@ def short(kimg, batch, gamma, raw,              # raw: side of the volume render
     s = dict(blur_kimg=kimg/10, swap_kimg=kimg/2, raw_size=raw, ema_kimg=min(batch*10/32, kimg/20)) | schedule
     return kind(kimg=kimg, batch=batch, gamma=gamma, schedule=ScheduleCfg(**s), **dict(snapshot_kimg=10., channels_last=True) | kw)
 
-# %% ../../nbs/3_gan/37_train.ipynb #38c35685
+# %% ../../nbs/3_gan/37_train.ipynb #cd1eb031
 KILL_POINTS = ('loader', 'G_step', 'G_reg', 'D_step', 'R1', 'EMA', 'checkpoint_write', 'rename')
 
 
@@ -121,7 +121,7 @@ def kill_point(name: str,  # one of KILL_POINTS
     at = os.environ.get('HEADNB_KILL_AT')
     if at and at == f'{name}:{step}': os.kill(os.getpid(), signal.SIGKILL)
 
-# %% ../../nbs/3_gan/37_train.ipynb #f19767d4
+# %% ../../nbs/3_gan/37_train.ipynb #38e0be4c
 def rng_state() -> dict:  # tensors and plain data
     "The state of every random generator of this process."
     kind, keys, *rest = np.random.get_state()
@@ -146,7 +146,7 @@ def rng_kept():
     try: yield
     finally: set_rng_state(s)
 
-# %% ../../nbs/3_gan/37_train.ipynb #7032c8fd
+# %% ../../nbs/3_gan/37_train.ipynb #06cfd56a
 @dataclass
 class Phase:
     "Terms that are evaluated together, with the optimiser they drive."
@@ -167,7 +167,7 @@ def make_phases(terms,  # list of terms
         if mine: out.append(Phase(name, who, mine, mine[0].every))
     return out
 
-# %% ../../nbs/3_gan/37_train.ipynb #c7d0a761
+# %% ../../nbs/3_gan/37_train.ipynb #eca8a411
 def after(kimg: float, weight: float = 1.):  # -> function of kimg
     "A weight that is zero before `kimg`."
     return (lambda k: weight if k >= kimg else 0.) if kimg > 0 else weight
@@ -199,7 +199,7 @@ def default_terms(cfg: TrainCfg,
     out = (warm_start(cfg, latents) if start else []) + [Logistic(weight=rise, who='G'), *density_terms(cfg.density, cfg.density_weight, cfg.density_every, cfg.density_std, box_warp)]
     return out + [Logistic(weight=after(start - r.d_kimg), who='D'), R1(weight=after(start - r.d_kimg), every=cfg.r1_every, gamma=cfg.gamma, keys=cfg.r1_keys)]
 
-# %% ../../nbs/3_gan/37_train.ipynb #b6253741
+# %% ../../nbs/3_gan/37_train.ipynb #c937ded2
 class Run:
     "A training run: networks, optimisers, data order, counters."
     def __init__(self, G, D, data,
@@ -240,7 +240,7 @@ class Run:
     @property
     def gan_nimg(self): return max(0., self.nimg - 1000*self.cfg.recon.kimg)   # what the schedules count
 
-# %% ../../nbs/3_gan/37_train.ipynb #a60a7971
+# %% ../../nbs/3_gan/37_train.ipynb #75bcd0c8
 def _adam(run, model, lr, who):
     "Corrected for the lazy terms; the latents of the warm start learn with G."
     lazy = lazy_adam(lr, run.cfg.betas, max([p.every for p in run.phases if p.who == who], default=1))
@@ -257,7 +257,7 @@ def _share(run):
             for t in (m.state_dict().values() if m else ()): t.copy_(broadcast(t.contiguous()))
     torch.manual_seed(run.cfg.seed*run.world + run.acc.process_index)
 
-# %% ../../nbs/3_gan/37_train.ipynb #952daf2d
+# %% ../../nbs/3_gan/37_train.ipynb #26047f44
 def draw(run: Run, real, who) -> Step:
     "A fresh step: latents and cameras at random (`weights` of the poses included)."
     b, labels, weights = run.cfg.batch//run.world, run.labels[run.turn], run.weights[run.turn]
@@ -277,7 +277,7 @@ def clean_gradients(run: Run, who) -> dict:  # numbers for the log
         for g in grads: g.nan_to_num_(0., 1e5, -1e5)
     return {f'{who}/grad': norm.nan_to_num(0., 0.), f'{who}/bad_grad': (~norm.isfinite()).float()}
 
-# %% ../../nbs/3_gan/37_train.ipynb #148dd753
+# %% ../../nbs/3_gan/37_train.ipynb #df842b71
 def play(run: Run, phase: Phase, real: dict) -> dict:  # numbers for the log
     "One optimiser step of one phase."
     terms = phase.active(run.nimg, run.turn)
@@ -320,7 +320,7 @@ def adapt(run: Run, stats):
     run.augment.adjust(float(mean), run.cfg.batch)
     run.signs = [0., 0]
 
-# %% ../../nbs/3_gan/37_train.ipynb #a4035abe
+# %% ../../nbs/3_gan/37_train.ipynb #ac9fcf70
 def _modules(run): return {k: m for k in ('G', 'D', 'G_ema', 'latents', 'augment') if (m := getattr(run, k)) is not None}
 
 
@@ -360,7 +360,7 @@ def save_checkpoint(run: Run) -> Path:
     run.acc.wait_for_everyone()
     return where
 
-# %% ../../nbs/3_gan/37_train.ipynb #70697b3d
+# %% ../../nbs/3_gan/37_train.ipynb #3f47574d
 def orders(run):
     "Where each set's order of pictures stands."
     return {k: b.state_dict() for k, b in run.batches.items()}
@@ -398,7 +398,7 @@ def _write_shared(run, new, where):
 def _sync(path):
     with open(path, 'rb') as f: os.fsync(f.fileno())
 
-# %% ../../nbs/3_gan/37_train.ipynb #f4ecfc7d
+# %% ../../nbs/3_gan/37_train.ipynb #f70b2b68
 def checkpoints(out) -> list:  # folders, oldest first
     "The complete checkpoints of a run."
     return sorted(Path(out).glob('checkpoints/step-*'))
@@ -424,7 +424,7 @@ def newest(out,  # folder of a run
     require(not bad, f'{out}: no checkpoint can be used ({"; ".join(bad)})')
     return None, bad
 
-# %% ../../nbs/3_gan/37_train.ipynb #ba15b681
+# %% ../../nbs/3_gan/37_train.ipynb #744a5d48
 def first_difference(a: dict, b: dict, where=''):  # -> 'train.batch: 8 here, 16 there' or ''
     "The first entry in which two nested configurations differ."
     for k in sorted({*a, *b}):
@@ -469,7 +469,7 @@ def resume(run: Run,
     if folder is not None: load_checkpoint(run, folder)
     return bad
 
-# %% ../../nbs/3_gan/37_train.ipynb #ef969b31
+# %% ../../nbs/3_gan/37_train.ipynb #f71ef846
 class Log:
     "metrics.jsonl, and TensorBoard if asked."
     def __init__(self, out, every=20, tensorboard=False):
@@ -500,7 +500,7 @@ class Log:
         self.board = self.board or SummaryWriter(str(self.path.parent/'tensorboard'))
         for k, v in row.items(): self.board.add_scalar(k, v or 0., run.step)
 
-# %% ../../nbs/3_gan/37_train.ipynb #f4b21742
+# %% ../../nbs/3_gan/37_train.ipynb #1e2f91ca
 @torch.no_grad()
 def preview(run, rows=4, yaws=(-.5, 0., .5)):  # -> uint8 [h,w,3]
     "Fixed latents of the averaged generator from fixed cameras: own training cameras first, then their depth."
@@ -538,7 +538,7 @@ def crossed(run, kimg) -> bool:
     "Did the last step pass a multiple of `kimg`?"
     return kimg > 0 and run.nimg//(1000*kimg) > (run.nimg - run.cfg.batch)//(1000*kimg)
 
-# %% ../../nbs/3_gan/37_train.ipynb #36e1010c
+# %% ../../nbs/3_gan/37_train.ipynb #72fada4f
 class Diverged(RuntimeError):
     "The loss is not finite or too large; the message names the step and the last good checkpoint."
 
@@ -549,7 +549,7 @@ def check_finite(run: Run):
     last = checkpoints(run.out)[-1:]
     raise Diverged(f'the loss was not finite or above {run.cfg.max_loss:g} at step {bad}; ' + (f'the last good checkpoint is {last[0]}' if last else 'no checkpoint had been written'))
 
-# %% ../../nbs/3_gan/37_train.ipynb #0107f70c
+# %% ../../nbs/3_gan/37_train.ipynb #8fa369c3
 def train(G, D, data,
           cfg: TrainCfg,
           out,                # folder of the run
@@ -593,7 +593,7 @@ def train(G, D, data,
     run.status = 'done' if run.nimg >= cfg.kimg*1000 else 'paused'
     return run
 
-# %% ../../nbs/3_gan/37_train.ipynb #f8e054c3
+# %% ../../nbs/3_gan/37_train.ipynb #19289d18
 def _stopper(out):
     "-> stop(run): is it time to stop? Asked to (SIGTERM, or a file STOP in the folder of the run) or out of time."
     (Path(out)/'STOP').unlink(missing_ok=True)
@@ -604,7 +604,7 @@ def _stopper(out):
     def agreed(run): return run.step % run.cfg.log_every == 0 and bool(run.acc.reduce(torch.tensor(float(wanted(run)), device=run.device), 'sum') > 0)
     return lambda run: wanted(run) if run.world == 1 else agreed(run)
 
-# %% ../../nbs/3_gan/37_train.ipynb #974d325b
+# %% ../../nbs/3_gan/37_train.ipynb #2ae5a943
 def export_state(run: Run, path, info=None):  # info: JSON-able facts to keep with the weights
     "Write G, G_ema, D (bfloat16), latents and counters to one safetensors file."
     from safetensors.torch import save_file
@@ -628,7 +628,7 @@ def import_state(run: Run, path) -> dict:  # the counters and facts that were ke
     if meta['data'] == run.data.hash: set_orders(run, meta['batches'])
     return meta
 
-# %% ../../nbs/3_gan/37_train.ipynb #7a8652a3
+# %% ../../nbs/3_gan/37_train.ipynb #fb0118b5
 def weights_of(path) -> dict:  # model name -> state dict
     "What a checkpoint of notebook 36, an exported state or the folder of a finished run holds."
     from safetensors import safe_open
