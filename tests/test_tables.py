@@ -30,3 +30,29 @@ def test_identity_measured_again():
     assert then['judge'].startswith(judges.name)
     error = math.hypot(float(again.std())/10, (then['high'] - then['value'])/1.96)
     assert abs(float(again.mean()) - then['value']) < 4*error, (float(again.mean()), then['value'], error)
+
+
+def recipe_labels(n, seed):
+    "Camera labels as those of the 360 set, without rendering it."
+    import importlib.util
+    place = repo_path('data_recipes/anny_heads')
+    spec = importlib.util.spec_from_file_location('anny_heads_make', place/'make.py')
+    make = importlib.util.module_from_spec(spec); spec.loader.exec_module(make)
+    s = make.load_spec(place/'full360_mini_held.yaml')
+    return torch.stack([make.item(s, i)[2] for i in range(seed, seed + n)])
+
+
+@pytest.mark.parametrize('row, file', [('+ seg, tri-plane', 'seg'), ('EG3D', 'eg3d')])
+def test_masks_measured_again(row, file):
+    "Mask MSE of a row of PanoHead's table, seed 0, on other latents and cameras: within four standard errors."
+    from headnb.gan.around import foreground, mask_error
+    from headnb.gan.checkpoint import open_generator
+    from headnb.gan.judges import load_judges
+    G, judges = open_generator(repo_path(f'papermill_runs/tables/panohead_models_{file}.safetensors'))[0], load_judges()
+    z, c = torch.randn(96, G.cfg.mapping.z_dim, generator=torch.Generator().manual_seed(77)), recipe_labels(96, 900)
+    with torch.no_grad():
+        made = G(z, c, noise='const', deterministic=True)
+        again = mask_error(made['mask'], foreground(judges.parts(made['image'].clamp(-1, 1)), judges, G.cfg.raw_size))
+    then = next(e for e in read_table('panohead').entries if (e['row'], e['seed']) == (row, 0))['results']['mask MSE']
+    error = math.hypot(again.high - again.value, then['high'] - then['value'])/1.96
+    assert then['judge'].startswith(judges.name) and abs(again.value - then['value']) < 4*error, (again.value, then['value'], error)

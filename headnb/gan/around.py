@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['SIDES', 'side', 'resized', 'foreground', 'gradient', 'Eyes', 'inception_classes', 'samples', 'class_score',
-           'side_scores', 'asked', 'identity', 'check_masks', 'mask_error', 'data_masks', 'swap', 'swap_change',
-           'swap_scores', 'nobody', 'border', 'walls', 'warped', 'flicker', 'nearest_start', 'find_heads', 'gauge',
-           'moved', 'style_views', 'truth_scores', 'probes', 'shifts', 'binned', 'without_move', 'Drift',
-           'camera_drift', 'camera_scores', 'true_cameras']
+           'side_scores', 'asked', 'identity', 'check_masks', 'mask_error', 'data_masks', 'true_cameras', 'swap',
+           'swap_change', 'swap_scores', 'nobody', 'border', 'walls', 'warped', 'flicker', 'merged', 'nearest_start',
+           'find_heads', 'gauge', 'moved', 'style_views', 'truth_scores', 'probes', 'shifts', 'binned', 'best_move',
+           'without_move', 'Drift', 'camera_drift', 'camera_scores']
 
-# %% ../../nbs/3_gan/34e_around.ipynb #7b08d608
+# %% ../../nbs/3_gan/34e_around.ipynb #9f6a764e
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +25,7 @@ from .judges import FeatureNet, pair_auc
 from .metrics import Features, Part, Result, ScriptJudge, data_name, fake_features, fid, inception, judge_name, to_bytes
 from .truth import Views, averaged, back_project, depth_error, normal_error, outline, own_and_others
 
-# %% ../../nbs/3_gan/34e_around.ipynb #fb2825f6
+# %% ../../nbs/3_gan/34e_around.ipynb #0bad6abf
 SIDES = ('all', 'front', 'back')
 
 
@@ -40,7 +40,7 @@ def side(ds,     # a labelled data set
     require(bool(at.any()), f'FID-{which} needs views from {"behind" if which == "back" else "the front"}; {data_name(ds)} has none')
     return Part(ds, at, which)
 
-# %% ../../nbs/3_gan/34e_around.ipynb #507a2586
+# %% ../../nbs/3_gan/34e_around.ipynb #a56cbd88
 def resized(x, size):  # [n,c,h,w] -> [n,c,size,size]
     "Smaller ones are averages, larger ones linear."
     return x if x.shape[-1] == size else F.interpolate(x, size=(size, size), mode='bilinear', antialias=True, align_corners=False)
@@ -58,7 +58,7 @@ def gradient(images, where):  # [n,3,h,w], weights [n,1,h,w] -> [n]
     w = where[:, 0, 1:-1, 1:-1]
     return ((dx**2 + dy**2).sqrt()*w).sum((1, 2))/w.sum((1, 2)).clamp(min=1e-6)
 
-# %% ../../nbs/3_gan/34e_around.ipynb #4f1a1d74
+# %% ../../nbs/3_gan/34e_around.ipynb #b122ea16
 class Eyes(nn.Module):
     "One look at a picture: features, class logits, is there a face, sharpness."
     def __init__(self, judges,
@@ -85,8 +85,8 @@ class Eyes(nn.Module):
         parts = seen.x.split(self.sizes, 1)
         return {k: replace(seen, x=x, judge=n) for k, x, n in zip(('features', 'classes', 'face', 'sharpness'), parts, self.names)}
 
-# %% ../../nbs/3_gan/34e_around.ipynb #2cac144f
-def inception_classes(path):  # as `metrics.inception`
+# %% ../../nbs/3_gan/34e_around.ipynb #ffda5636
+def inception_classes(path):  # as `metrics.inception`; a user of such a file looks through Eyes(judges, inception(path), inception_classes(path))
     "Class logits of a user's Inception, without the bias of its last layer, as the Inception score has them."
     net, path = inception(path), Path(path)
     if isinstance(net, ScriptJudge): logits = lambda x: net.net(to_bytes(x), no_output_bias=True).clamp(min=1e-20).log()     # that file ends in a softmax
@@ -96,7 +96,7 @@ def inception_classes(path):  # as `metrics.inception`
         logits = lambda x: net(x) @ weight.T.to(x)
     return FeatureNet(logits, None, f'{net.name} classes')
 
-# %% ../../nbs/3_gan/34e_around.ipynb #cd781d33
+# %% ../../nbs/3_gan/34e_around.ipynb #6fa01ea7
 def samples(G, ds, which='all',  # generator; labelled data set; one of SIDES
             net=None,            # who looks; None: the judges' features
             n=5000, seed=0, batch=16, keep=0, name='samples') -> Features:
@@ -108,7 +108,7 @@ def samples(G, ds, which='all',  # generator; labelled data set; one of SIDES
     sample, labels, cameras = how
     return fake_features(sample, labels, net, n, G.cfg.mapping.z_dim, cameras, seed, batch, device, keep, f'{name}, {which}')
 
-# %% ../../nbs/3_gan/34e_around.ipynb #f3fc3517
+# %% ../../nbs/3_gan/34e_around.ipynb #071b1e0e
 def class_score(logits: Features,  # of the eyes: 'classes'
                 groups=10,         # of at least two pictures
                 seed=0) -> Result:
@@ -122,7 +122,7 @@ def class_score(logits: Features,  # of the eyes: 'classes'
     half = 1.96*v.std().item()
     return Result('IS', v.mean().item(), v.mean().item() - half, v.mean().item() + half, logits.judge, logits.data, (0, n), seed, f'{groups} subsets', samples=tuple(v.tolist()))
 
-# %% ../../nbs/3_gan/34e_around.ipynb #24bab1e0
+# %% ../../nbs/3_gan/34e_around.ipynb #e186f0dd
 def side_scores(real: dict, fake: dict,  # of `Eyes.split`, the same side
                 which='all', bootstrap=20) -> dict:  # name -> Result
     "The numbers of one side."
@@ -137,7 +137,7 @@ def side_scores(real: dict, fake: dict,  # of `Eyes.split`, the same side
     seen = lambda k, who: {f'faces behind{k}': averaged('faces behind', (who['face'].x[:, 0] > .5).float(), face.judge, who['face'].data, 'share of pictures of FID-back')}
     return out | seen('', fake) | seen(' of real pictures', real)
 
-# %% ../../nbs/3_gan/34e_around.ipynb #49e8ad61
+# %% ../../nbs/3_gan/34e_around.ipynb #547c0a42
 @torch.no_grad()
 def asked(judge, images, batch=64):  # a head of the judges, [n,3,h,w] -> its answers
     return torch.cat([judge(x) for x in images.split(batch)])
@@ -156,7 +156,7 @@ def identity(a, b,        # [n,3,h,w]: the same heads from two cameras
     rules = {'ID': f'cosine, {views}, where a face is seen in both', 'ID of other heads': f'cosine, {views}, mean over the other heads', 'ID rank': f'share of other heads that are less alike, {views}'}
     return out | {k: averaged(k, v, judge_name(judges.identity), f'{data} (judge AUC {auc:.3f} on these pictures)', rule) for (k, rule), v in zip(rules.items(), own_and_others(e[0]@e[1].T))}
 
-# %% ../../nbs/3_gan/34e_around.ipynb #3a85dcc2
+# %% ../../nbs/3_gan/34e_around.ipynb #19cab5a5
 def check_masks(m, where):  # -> [n,1,h,w]
     "Masks, or `BadInput`."
     require(m.ndim == 4 and m.shape[1] == 1, f'{where}: masks are {list(m.shape)}; expected [n,1,h,w]')
@@ -172,14 +172,24 @@ def mask_error(a, b,      # [n,1,h,w], 0..1
     require(a.shape == b.shape, f'masks of {list(a.shape)} and {list(b.shape)}; they must have one size (`resized`)')
     return averaged(metric, (a - b).square().mean((1, 2, 3)), judge, data, protocol)
 
-# %% ../../nbs/3_gan/34e_around.ipynb #3ae39b72
+
 def data_masks(ds, at, size):  # a HeadDataset, indices, pixels -> [n,1,size,size], 0..1
     "The masks of a data set."
     first = ds[int(at[0])]
     require('mask' in first, f'{data_name(ds)} has no masks; expected an archive {Path(str(getattr(ds, "path", "set"))).stem}_masks beside it')
     return torch.cat([resized(ds[int(i)]['mask'][None].float()/255, size) for i in at])
 
-# %% ../../nbs/3_gan/34e_around.ipynb #7973a07f
+
+def true_cameras(ds):  # a HeadDataset -> [n,25]
+    "The cameras that took the pictures, from <set>_truth.npz beside it."
+    path = Path(ds.path).with_name(f'{Path(ds.path).stem}_truth.npz')
+    require(path.is_file(), f'no {path.name} beside {data_name(ds)}: the true cameras are not known')
+    t = np.load(path)
+    require('c_true' in t.files, f'{path.name} holds no c_true; it holds {", ".join(t.files)}')
+    require(len(t['c_true']) == len(ds), f'{path.name} has {len(t["c_true"])} cameras for {len(ds)} pictures')
+    return torch.from_numpy(t['c_true'])
+
+# %% ../../nbs/3_gan/34e_around.ipynb #c353b1d3
 def swap(G, z, other, c, psi=.7):  # latents of heads and of backgrounds [b,z_dim] twice, cameras [b,25] -> images own and swapped [b,3,h,w], opacity [b,1,r,r]
     "The same heads before their own background and before another's."
     require(getattr(G.cfg, 'background', None) is not None, f'a {type(G).__name__} without a background network has no backgrounds to swap')
@@ -196,7 +206,7 @@ def swap_change(own, new, mask):  # of `swap` -> change of the head [b], of the 
     mean = lambda w: (w*d).sum((1, 2, 3))/w.sum((1, 2, 3)).clamp(min=1e-6)
     return mean(m), mean(1 - m)
 
-# %% ../../nbs/3_gan/34e_around.ipynb #6f602718
+# %% ../../nbs/3_gan/34e_around.ipynb #fe15c3b9
 @torch.no_grad()
 def swap_scores(G, z, c, judges,   # generator, latents [n,z_dim], cameras [n,25]
                 psi=.7, batch=16, name='samples') -> dict:  # name -> Result
@@ -211,7 +221,7 @@ def swap_scores(G, z, c, judges,   # generator, latents [n,z_dim], cameras [n,25
     return {'swap, head': averaged('swap, head', head, 'none', name, f'mean |difference|, weighted by the opacity; {rule}'), 'swap, background': averaged('swap, background', back, 'none', name, f'mean |difference|, weighted by 1 - opacity; {rule}'),
             'segmentation consistency': averaged('segmentation consistency', seen, judge_name(judges.parts), name, f'MSE of two segmentations; {rule}')}
 
-# %% ../../nbs/3_gan/34e_around.ipynb #a2176e9e
+# %% ../../nbs/3_gan/34e_around.ipynb #0ae6d08b
 def nobody(masks,      # [n,1,h,w] of many heads
            share=.01,  # of the pictures
           ):           # [h,w] bool
@@ -235,10 +245,10 @@ def walls(v: Views,      # heads from all sides
     require(empty.shape == v.mask.shape[-2:], f'{v.name}: masks of {list(v.mask.shape[-2:])}, the empty region is {list(empty.shape)}')
     check_masks(v.mask.flatten(0, 1)[:, None], v.name)
     rules = 'opacity where at most one real picture in a hundred has a head', 'share of border rays with opacity above one half (top and upper sides)'
-    values = v.mask[..., empty].mean((1, 2)), (v.mask[..., border(len(empty))] > .5).float().mean((1, 2))
+    values = v.mask[..., empty].clamp(0, 1).mean((1, 2)), (v.mask[..., border(len(empty))] > .5).float().mean((1, 2))
     return {k: averaged(k, x, 'geometry', f'{data} / {v.name}', f'{rule}, {len(v.c)} views', (0, len(v))) for k, x, rule in zip(('opacity where no head is', 'opaque border'), values, rules)}
 
-# %% ../../nbs/3_gan/34e_around.ipynb #d797309c
+# %% ../../nbs/3_gan/34e_around.ipynb #29752cce
 def warped(image,        # [n,3,h,w] of the next frame
            depth, solid, # [n,h,w] twice, of the next frame; bool
            x, c,         # [n,h,w,3] surface of this frame; [n,25] the next camera
@@ -265,10 +275,16 @@ def flicker(v: Views,     # frames, with pictures
         colour, same = warped(v.image[:, j], depth[:, j], solid[:, j], back_project(depth[:, i], c[0]), c[1], tol)
         same = same & solid[:, i]
         total, count = total + ((colour - v.image[:, i]).abs().mean(1)*same).sum((1, 2)), count + same.sum((1, 2))
-    require(int((count > 0).sum()) > 1, f'{v.name}: no surface is seen in two frames')
+    require(bool((count > 0).any()), f'{v.name}: no surface is seen in two frames')
     return averaged('flicker', (total/count)[count > 0], 'geometry', v.name, f'mean |difference| of {len(steps)} pairs of frames, the same surface within {tol} world units')
 
-# %% ../../nbs/3_gan/34e_around.ipynb #a5884c91
+
+def merged(parts) -> dict:  # dicts name -> Result of batches, by the same rules -> name -> Result of all
+    "What was measured batch by batch, together."
+    first = parts[0]
+    return {k: averaged(r.metric, [s for p in parts for s in p[k].samples], r.judge, r.data, r.protocol) for k, r in first.items()}
+
+# %% ../../nbs/3_gan/34e_around.ipynb #a329fef9
 def nearest_start(G, target, mask, c, n=128, seed=0, batch=16):  # as `find_heads` -> mean and spread of w [1,1,w_dim] twice, start [b,1,w_dim]
     "Of n random samples the one whose picture is nearest to each target."
     z = torch.randn(n, G.cfg.mapping.z_dim, generator=torch.Generator().manual_seed(seed)).to(target)
@@ -285,8 +301,8 @@ def nearest_start(G, target, mask, c, n=128, seed=0, batch=16):  # as `find_head
 def find_heads(G, target, mask,   # generator; pictures [b,3,h,w] of its size; [b,1,h,w], 0..1
                c,                 # [1,25] their camera
                steps=80, lr=.1,   # of Adam, in spreads of w
-               prior=.003,        # weight of the squared distance from the average, in spreads
-               n=128, seed=0):    # random samples to start from -> (ws [b,num_ws,w_dim], squared error inside the mask [b])
+               prior=.02,         # weight of the squared distance from the average, in spreads
+               n=64, seed=0):     # random samples to start from -> (ws [b,num_ws,w_dim], squared error inside the mask [b])
     "Style codes of pictures, all in one batch."
     check_masks(mask, 'find_heads')
     mean, spread, start = nearest_start(G, target, mask, c, n, seed)
@@ -303,7 +319,7 @@ def find_heads(G, target, mask,   # generator; pictures [b,3,h,w] of its size; [
         opt.step()
     return look()
 
-# %% ../../nbs/3_gan/34e_around.ipynb #b388e0da
+# %% ../../nbs/3_gan/34e_around.ipynb #d0997c78
 @torch.no_grad()
 def gauge(G, n=256, seed=0, c=None):  # latents; [1,25] label, None: the front -> [4,4] rigid motion of the world
     "How the generator moves a camera, on average."
@@ -336,7 +352,7 @@ def style_views(G, ws, c,       # generator, [n,num_ws,w_dim], [v,25]
     stack = lambda i: torch.cat([torch.stack([r[i] for r in rows[j:j + len(c)]], 1) for j in range(0, len(rows), len(c))])
     return Views(stack(0)[:, :, 0], stack(1)[:, :, 0], c.cpu(), name, stack(2) if images else None)
 
-# %% ../../nbs/3_gan/34e_around.ipynb #2acb59e3
+# %% ../../nbs/3_gan/34e_around.ipynb #186a03d6
 def truth_scores(found: Views, truth: Views,
                  yaws,           # degrees of the views, for the names
                 ) -> dict:       # name -> Result
@@ -348,16 +364,17 @@ def truth_scores(found: Views, truth: Views,
     out = {f'{k} {y}': f(one(found, i), one(truth, i)) for k, f in rules.items() for i, y in enumerate(yaws)}
     return out | {k: f(found, truth) for k, f in rules.items()}
 
-# %% ../../nbs/3_gan/34e_around.ipynb #bf3ab5fc
+# %% ../../nbs/3_gan/34e_around.ipynb #658d9020
 def probes():  # -> [7,3] world points
     "The centre of the head, and six points around it."
     e = .1*torch.eye(3)
     return torch.cat([torch.zeros(1, 3), e, -e])
 
 
-def shifts(c, to, x):  # [n,25] twice, points [k,3] -> [n,2]
+def shifts(c, to, x, by=0.):  # [n,25] twice, points [k,3], how far these move, [3] -> [n,2]
     "How far points move in the picture when one camera is replaced by another, picture widths."
-    return (project(x.to(c).expand(len(c), -1, 3), to)[0] - project(x.to(c).expand(len(c), -1, 3), c)[0]).mean(1)
+    place = lambda p, c: project(p.to(c).expand(len(c), -1, 3), c)[0].mean(1)
+    return place(x + by, to) - place(x, c)
 
 
 def binned(values, at, bins):  # [n,k], bin of each [n] -> [bins,k], NaN where empty
@@ -365,12 +382,14 @@ def binned(values, at, bins):  # [n,k], bin of each [n] -> [bins,k], NaN where e
     return one @ values/torch.where((count := one.sum(1, keepdim=True)) > 0, count, math.nan)
 
 
-def without_move(v, A):  # shifts of the bins [k,2], what a move of the head does [k,2,3]
-    "What no single move of the head explains."
-    A, v = A.flatten(0, 1).double(), v.flatten().double()
-    return (v - A @ torch.linalg.lstsq(A, v[:, None], driver='gelsd').solution[:, 0]).view(-1, 2)
+def best_move(v, A):  # shifts of the bins [k,2], what a move of the head does [k,2,3] -> [3] float64
+    "The move of the head that explains most of them."
+    return torch.linalg.lstsq(A.flatten(0, 1).double(), v.flatten().double()[:, None], driver='gelsd').solution[:, 0]
 
-# %% ../../nbs/3_gan/34e_around.ipynb #8d927309
+
+def without_move(v, A): return v.double() - A.double() @ best_move(v, A)
+
+# %% ../../nbs/3_gan/34e_around.ipynb #e585a481
 @dataclass(frozen=True)
 class Drift:
     "Per picture: what the labels lack, and what the generator adds."
@@ -397,7 +416,7 @@ class Drift:
         rms = lambda v: v.square().sum(1).mean().sqrt()
         return torch.stack([safe(dot(m, t), dot(t, t)), safe(dot(m, t), (dot(t, t)*dot(m, m)).sqrt()), rms(t - m), rms(t), safe(dot(turn[:, 1], turn[:, 0]), dot(turn[:, 0], turn[:, 0]))])
 
-# %% ../../nbs/3_gan/34e_around.ipynb #0881d674
+# %% ../../nbs/3_gan/34e_around.ipynb #ae42e0ed
 @torch.no_grad()
 def camera_drift(G, labels, true,  # generator; [n,25] of the data set; [n,25] that took the pictures
                  size,             # of the pictures, pixels
@@ -411,10 +430,13 @@ def camera_drift(G, labels, true,  # generator; [n,25] of the data set; [n,25] t
     require(bool(made.isfinite().all()), 'the corrected cameras hold NaN or infinity')
     y = [yaw_pitch(c)[0] for c in (labels, true, made)]
     turn = torch.stack([torch.rad2deg(torch.remainder(a - y[0] + math.pi, 2*math.pi) - math.pi) for a in y[1:]], 1)
-    place = lambda p: project(p.expand(len(labels), -1, 3), labels)[0].mean(1)
-    move = torch.stack([(place(x + 1e-2*e) - place(x - 1e-2*e))/2e-2 for e in torch.eye(3)], -1)
-    at = ((y[0] + math.pi)/(2*math.pi)*bins).long().clamp(0, bins - 1)
-    return Drift(at, bins, size*shifts(labels, true, x), size*shifts(labels, made, x), size*move, turn)
+    move = torch.stack([(shifts(labels, labels, x, 1e-2*e) - shifts(labels, labels, x, -1e-2*e))/2e-2 for e in torch.eye(3)], -1)
+    at, t = ((y[0] + math.pi)/(2*math.pi)*bins).long().clamp(0, bins - 1), torch.zeros(3)
+    for _ in range(3):        # where the generator's head stands: its cameras may all be moved by the same
+        m, A = [binned(v.flatten(1), at, bins) for v in (shifts(labels, made, x, t), move)]
+        full = m.isfinite().all(1)
+        t = t - best_move(m[full], A[full].unflatten(1, (2, 3))).float()
+    return Drift(at, bins, size*shifts(labels, true, x), size*shifts(labels, made, x, t), size*move, turn)
 
 
 def camera_scores(d: Drift, groups=10, data='') -> dict:  # name -> Result
@@ -427,13 +449,3 @@ def camera_scores(d: Drift, groups=10, data='') -> dict:  # name -> Result
     rule = f'means of {d.bins} bins of yaw, without what a move of the head explains; jackknife, {groups} groups'
     names = {'camera gain': '1: all of the drift is corrected', 'camera correlation': '0 where nothing moves', 'camera pixels left': 'rms', 'camera pixels injected': 'rms', 'camera turn gain': 'of the yaw'}
     return {k: averaged(k, pseudo[:, i], 'geometry', data, f'{note}; {rule}', (n, n)) for i, (k, note) in enumerate(names.items())}
-
-# %% ../../nbs/3_gan/34e_around.ipynb #09f1898a
-def true_cameras(ds):  # a HeadDataset -> [n,25]
-    "The cameras that took the pictures, from <set>_truth.npz beside it."
-    path = Path(ds.path).with_name(f'{Path(ds.path).stem}_truth.npz')
-    require(path.is_file(), f'no {path.name} beside {data_name(ds)}: the true cameras are not known')
-    t = np.load(path)
-    require('c_true' in t.files, f'{path.name} holds no c_true; it holds {", ".join(t.files)}')
-    require(len(t['c_true']) == len(ds), f'{path.name} has {len(t["c_true"])} cameras for {len(ds)} pictures')
-    return torch.from_numpy(t['c_true'])
