@@ -5,7 +5,7 @@ from headnb.base.camera import orbit
 from headnb.base.core import BadInput, repo_path
 from headnb.gan.checkpoint import open_generator
 from headnb.gan.generator import Generator
-from headnb.gan.invert import InvertCfg, invert, open_inversion
+from headnb.gan.invert import PUBLISHED, InvertCfg, invert, open_inversion
 from headnb.papers import eg3d, panohead
 
 CFG = InvertCfg('pti', w_steps=5, tune_steps=5, coarse=4, camera=True, perceptual=0.)
@@ -71,6 +71,55 @@ def test_a_generator_with_a_background_and_an_offset(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(opened.state_dict().values(), found.G.state_dict().values()))
     back = open_inversion(tmp_path/'head.safetensors', build=panohead.PanoHead)
     assert torch.equal(back.render()['image'], found.render()['image'])
+
+
+def masked(G, x):  # -> a mask of the side of the picture
+    return torch.zeros(1, 1, *x.shape[-2:]).index_fill_(2, torch.arange(4, 14), 1.)
+
+
+def test_a_background_with_codes_of_its_own(tmp_path):
+    "The background is sought beside the head, survives tuning and files, and can be replaced without a change of the head."
+    G, x = tiny(panohead)
+    cfg = dataclasses.replace(CFG, camera=False, mask='whole', backdrop='free', opacity=1.)
+    found = invert(G, x, C, cfg, mask=masked(G, x))
+    assert {'pixel', 'opacity'} <= set(found.losses) and not torch.equal(found.behind, found.ws)
+    other = found.render(behind=torch.randn_like(found.ws))
+    assert torch.equal(other['mask'], found.render()['mask']) and not torch.equal(other['image'], found.render()['image'])
+    for name, whole in (('whole', True), ('changes', False)):
+        found.save(tmp_path/f'{name}.safetensors', whole)
+        assert torch.equal(open_inversion(tmp_path/f'{name}.safetensors', G).render()['image'], found.render()['image'])
+    before = invert(G, x, C, dataclasses.replace(cfg, method='w'), mask=masked(G, x))
+    on = invert(G, x, C, dataclasses.replace(cfg, w_steps=0), mask=masked(G, x), start=before)      # in two calls, as in one
+    assert torch.equal(on.behind, before.behind) and torch.equal(on.behind, found.behind) and abs(on.psnr - found.psnr) < 1e-3
+
+
+@pytest.mark.parametrize('method', ['z-pti', 'w+pti'])
+def test_stopped_with_a_free_background_and_continued(tmp_path, method):
+    class Enough(Exception): pass
+    def stop(search, row):
+        if len(search.history) == n: raise Enough
+    G, x = tiny(panohead)
+    cfg = dataclasses.replace(CFG, method=method, z_steps=4, w_steps=2, plus_steps=2, tune_steps=3, guesses=3, mask='whole', backdrop='free', opacity=1.)
+    whole = invert(G, x, C, cfg, mask=masked(G, x))
+    for n in (3, 6):
+        try: invert(G, x, C, cfg, mask=masked(G, x), folder=tmp_path/str(n), observers=[stop])
+        except Enough: pass
+        again = invert(G, x, C, cfg, mask=masked(G, x), folder=tmp_path/str(n))
+        assert [r['pixel'] for r in again.history] == [r['pixel'] for r in whole.history]
+        assert torch.equal(again.behind, whole.behind) and torch.equal(again.ws, whole.ws)
+
+
+def test_released_recipe_displaces_the_camera_once():
+    "By the mean of the offsets of the released 10,000 latents for the target's label; the mapping hears of the front."
+    import numpy as np
+    G, x = tiny(panohead)
+    cfg = dataclasses.replace(PUBLISHED['released, with mask'], plus_steps=2, tune_steps=0, perceptual=0.)
+    found = invert(G, x, C, cfg, mask=masked(G, x))
+    z = torch.from_numpy(np.random.RandomState(123).randn(10_000, G.cfg.mapping.z_dim)).float()
+    with torch.no_grad(): delta, w = G.shift(z, C.expand(10_000, -1)).mean(0), G.map(z, orbit(0.).expand(10_000, -1))[:, 0].mean(0)
+    assert torch.allclose((found.c - C)[0, [3, 7, 11]], delta, atol=1e-6) and delta.norm() > 1e-4
+    assert torch.allclose((found.c - C)[0, :3], torch.zeros(3), atol=1e-6) and found.G.cfg.render.near == 2.35
+    assert (found.ws - w).abs().max() < .25      # two steps of at most 0.1 away from the average (a step of Adam is about as long as its learning rate)
 
 
 def test_template_and_dataclass_name_the_same_parameters():

@@ -7,7 +7,7 @@ __all__ = ['MOVE', 'STAGES', 'STEPS', 'PUBLISHED', 'image_side', 'check_target',
            'noise_maps', 'noise_regularity', 'whiten', 'lr_factor', 'shake_factor', 'move_camera', 'turn_between',
            'InvertCfg', 'Search', 'coarse_picture', 'changes', 'Inversion', 'open_inversion', 'Watch', 'invert']
 
-# %% ../../nbs/3_gan/38_invert.ipynb #7bc3a302
+# %% ../../nbs/3_gan/38_invert.ipynb #26ef946a
 import copy, math, os, time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,7 +24,7 @@ from .generator import Generator
 from .judges import axis_rotation, rotation_angle
 from .metrics import Lpips, StageDistance, default_perceptual, judge_name
 
-# %% ../../nbs/3_gan/38_invert.ipynb #fe89783e
+# %% ../../nbs/3_gan/38_invert.ipynb #0063a94a
 def image_side(G):  # a Generator -> pixels
     "The side of the pictures it draws."
     return G.superres.resolution if G.cfg.superres.widths else G.cfg.raw_size
@@ -56,7 +56,7 @@ def check_mask(mask,       # [1,1,h,h] or [h,h], 0..1
     require(m.mean().item() > .01, f'mask covers {100*m.mean().item():.2g} % of the picture: nothing is left to look at')
     return resize(m, size, 'antialiased').clamp(0, 1)
 
-# %% ../../nbs/3_gan/38_invert.ipynb #a8f6b5bf
+# %% ../../nbs/3_gan/38_invert.ipynb #36f9975d
 def pixel_error(x, t,   # picture and target [1,3,h,w]
                 mask=None):  # [1,1,h,w]: the mean is over what it covers
     "Mean squared difference; none where a saturated target pixel is exceeded."
@@ -82,7 +82,7 @@ class Perceptual:
         if self.known is None: return self.net(x, self.target).mean()
         return sum((a - b).square().mean() for a, b in zip(self.look(x), self.known))
 
-# %% ../../nbs/3_gan/38_invert.ipynb #a5842a7b
+# %% ../../nbs/3_gan/38_invert.ipynb #058167de
 def noise_maps(G):  # -> {name: buffer [r,r]}
     "The noise maps that reach the picture when noise is 'const'."
     return {k: b for k, b in G.named_buffers() if k.endswith('noise_const') and (not k.startswith('superres.') or G.cfg.superres.noise == 'const')}
@@ -105,7 +105,7 @@ def whiten(n):  # a map, changed in place
     n.sub_(n.mean())
     n.mul_(n.square().mean().clamp(min=1e-12).rsqrt())
 
-# %% ../../nbs/3_gan/38_invert.ipynb #50b1634a
+# %% ../../nbs/3_gan/38_invert.ipynb #94eb618e
 def lr_factor(t: float,      # share of the stage, 0..1
               rise, fall):   # shares in which it rises and falls
     "Ramps of the learning rate."
@@ -117,7 +117,7 @@ def shake_factor(t: float, share):  # how much of the noise on w is left
     "Quadratic, 0 from `share` on."
     return max(0., 1 - t/share)**2 if share else 0.
 
-# %% ../../nbs/3_gan/38_invert.ipynb #384afbc7
+# %% ../../nbs/3_gan/38_invert.ipynb #c3a3f82a
 MOVE = 0.1   # a step that turns by one radian shifts by so many world units
 
 
@@ -133,7 +133,7 @@ def turn_between(a, b):  # [n,25] twice -> degrees [n]
     "The angle between the orientations of two cameras."
     return rotation_angle(*(split_label(c)[0][:, :3, :3] for c in (a, b)))
 
-# %% ../../nbs/3_gan/38_invert.ipynb #12284255
+# %% ../../nbs/3_gan/38_invert.ipynb #e66549e2
 STAGES = {'camera': ('camera',),    # style codes are given (`start`): only the camera is sought
           'z': ('z',), 'w': ('w',), 'w+': ('w', 'w+'), 'pti': ('w', 'tune'), 'z-pti': ('z', 'tune'), 'w+pti': ('w', 'w+', 'tune')}
 STEPS = {'camera': 'camera_steps', 'z': 'z_steps', 'w': 'w_steps', 'w+': 'plus_steps', 'tune': 'tune_steps'}   # of a stage
@@ -170,7 +170,7 @@ class InvertCfg:
     fall: float = 0.25
     shake: float = 0.5          # noise on w, in spreads
     shake_share: float = 0.75
-    mask: Literal['inside', 'white'] = 'inside'   # count only what the mask covers; or put the head on white
+    mask: Literal['inside', 'white', 'whole'] = 'inside'   # count only what the mask covers; or put the head on white; or count all (`opacity` reads the mask)
     backdrop: Literal['own', 'free'] = 'own'      # a background network reads the head's codes, or codes of its own that are sought, too
     label: Literal['given', 'front'] = 'given'    # what the mapping is told
     near: float = 0.            # rays begin here, in the result too; 0: as in the generator
@@ -178,30 +178,31 @@ class InvertCfg:
     released: bool = False      # numbers of the released tool: 10,000 z, steps and noise in plain w, constant lr in tuning, Adam's second beta .999
     seed: int = 0
 
-# %% ../../nbs/3_gan/38_invert.ipynb #34b7c60d
+# %% ../../nbs/3_gan/38_invert.ipynb #dfe731aa
 _SLOW = dict(raw=0., perceptual=1., fit_noise=False, coarse_share=0., label='front', tune_steps=500, tune_lr=3e-4)
 PUBLISHED = {'paper': InvertCfg('z-pti', z_steps=500, **_SLOW),
              'released': InvertCfg('w+pti', w_steps=0, plus_steps=500, plus_lr=.1, pixel=.1, centre=1., shake=.05, near=2.35, released=True, **_SLOW)}
 PUBLISHED['released, with mask'] = replace(PUBLISHED['released'], offset=True)
 
-# %% ../../nbs/3_gan/38_invert.ipynb #976623fb
+# %% ../../nbs/3_gan/38_invert.ipynb #089dbf71
 class Search:
     "An inversion in progress."
     def __init__(self, G, target, c,    # generator, picture, label
                  cfg=InvertCfg(),
                  mask=None,             # [1,1,h,h]
                  perceptual=None,       # see `Perceptual`
-                 start=None):           # ws [1,n,w_dim] to begin from; None: the average
+                 start=None):           # ws [1,n,w_dim] to begin from, or an Inversion of this picture to go on with; None: the average
         size, device, c = image_side(G), next(G.parameters()).device, check_label(c)
         require(len(c) == 1, f'{len(c)} cameras for one picture')
         require(cfg.method != 'camera' or start is not None, "method 'camera' needs the style codes: start=ws")
+        before, start = (start, start.ws) if hasattr(start, 'ws') else (None, start)
         require(cfg.method[0] != 'z' or start is None, 'a search for z cannot begin at style codes')
         for name, on in (('background', cfg.backdrop == 'free'), ('offset', cfg.offset)):
             require(not on or getattr(G.cfg, name, None), f'this generator ({type(G).__name__}) has no {name} of its own')
         require(not cfg.opacity or mask is not None, 'opacity compares masks: give the mask of the picture')
         target, self.note = check_target(target, size)
         self.base, self.cfg, self.given = G, cfg, c.to(device)
-        self.G = copy.deepcopy(G).eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        self.G = copy.deepcopy(before.G if before else G).eval().requires_grad_(False).to(memory_format=torch.channels_last)
         if cfg.near: self.G.cfg = replace(G.cfg, render=replace(G.cfg.render, near=cfg.near))
         self.mask = None if mask is None else check_mask(mask, size).to(device)
         self.target = self.whitened(target.to(device))
@@ -209,14 +210,16 @@ class Search:
         self.generator = torch.Generator().manual_seed(cfg.seed)
         self.seen = self.given if cfg.label == 'given' else orbit(0.).to(device)
         self.mean, self.spread, self.noise, self.delta = self.styles()
-        self.w, self.behind = self.mean if start is None else self.check_start(start).to(device), None
+        self.w = self.mean if start is None else self.check_start(start).to(device)
+        self.root, self.behind = self.given, None     # the camera that `delta` moves; codes of the background
+        if before: self.root, self.behind, self.delta = before.c.to(device), before.behind, torch.zeros_like(self.delta)
         self.number, self.seconds, self.cpu, self.history = 0, 0., 0., []
         self.task = fingerprint({'target': self.target, 'c': self.given, 'w': self.w} | ({} if mask is None else {'mask': self.mask}) | G.state_dict())
         self.begin()
 
     def whitened(self, x): return x if self.mask is None or self.cfg.mask != 'white' else self.mask*x + 1 - self.mask
 
-# %% ../../nbs/3_gan/38_invert.ipynb #a84b6ed3
+# %% ../../nbs/3_gan/38_invert.ipynb #adb12492
 @patch
 def check_start(self: Search, ws):
     "Style codes of the right shape."
@@ -247,7 +250,7 @@ def name(self: Search):  # of the stage; None: all are over
 @patch
 def steps(self: Search, name): return getattr(self.cfg, STEPS[name])
 
-# %% ../../nbs/3_gan/38_invert.ipynb #173df715
+# %% ../../nbs/3_gan/38_invert.ipynb #c73722dc
 @patch
 def begin(self: Search):
     "Tensors and Adam of the present stage."
@@ -274,7 +277,7 @@ def begin(self: Search):
     if name == 'camera':
         with torch.no_grad(): self.planes = self.G.make_planes(self.ws(), noise='const')
 
-# %% ../../nbs/3_gan/38_invert.ipynb #4f606a44
+# %% ../../nbs/3_gan/38_invert.ipynb #121680fe
 @patch
 def ws(self: Search, shake=0.):  # -> [1,num_ws,w_dim]
     "The style codes as they are now; `shake`: noise on them, in spreads."
@@ -296,9 +299,9 @@ def scenery(self: Search):  # -> [1,num_ws,w_dim], or None: the head's own
 @patch
 def camera(self: Search):  # -> [1,25]
     "The camera as it is now."
-    return move_camera(self.given, self.live['turn']*self.scale if 'turn' in self.live else self.delta)
+    return move_camera(self.root, self.live['turn']*self.scale if 'turn' in self.live else self.delta)
 
-# %% ../../nbs/3_gan/38_invert.ipynb #6081c359
+# %% ../../nbs/3_gan/38_invert.ipynb #2c6add60
 def coarse_picture(G, ws, c, r, planes=None, ws_bcg=None):  # -> raw [1,3,r,r], mask [1,1,r,r]
     "The volume rendering alone, with r x r rays."
     if planes is None: planes = G.make_planes(ws, noise='const')
@@ -319,7 +322,7 @@ def eye(self: Search): return self.perceptual.name if self.perceptual else ''   
 
 
 @patch(as_prop=True)
-def inside(self: Search): return None if self.cfg.mask == 'white' else self.mask
+def inside(self: Search): return self.mask if self.cfg.mask == 'inside' else None
 
 
 @patch
@@ -364,7 +367,7 @@ def locality(self: Search, ws, reach=.5, turn=.6):
         before = coarse_picture(self.base, other, c, r)[0]
     return (coarse_picture(self.G, other, c, r)[0] - before).square().mean()
 
-# %% ../../nbs/3_gan/38_invert.ipynb #e2a4c702
+# %% ../../nbs/3_gan/38_invert.ipynb #b27d113a
 @patch
 def advance(self: Search, t) -> dict:  # share of the stage -> the terms
     "One step of the optimiser."
@@ -392,7 +395,7 @@ def finish(self: Search):
     self.number += 1
     self.begin()
 
-# %% ../../nbs/3_gan/38_invert.ipynb #af0debab
+# %% ../../nbs/3_gan/38_invert.ipynb #54f2f589
 @patch
 def share(self: Search, budget=None,  # seconds for everything; None: only steps count
           ahead=0.):                  # look so many seconds ahead
@@ -404,7 +407,7 @@ def share(self: Search, budget=None,  # seconds for everything; None: only steps
     mine = (budget - self.began)*left[0]/sum(left)
     return min(1., max(t, (self.seconds + ahead - self.began)/mine if mine > 0 else 1.))
 
-# %% ../../nbs/3_gan/38_invert.ipynb #296c6735
+# %% ../../nbs/3_gan/38_invert.ipynb #73fadeb0
 def changes(G, base):  # two generators of one kind -> {key: tensor of G}
     "The state entries in which they differ."
     return {k: v for (k, v), b in zip(G.state_dict().items(), base.state_dict().values()) if not torch.equal(v, b)}
@@ -447,7 +450,7 @@ def load_state(self: Search, folder) -> bool:  # False: there was none
         if mine: self.opt.state[p] = {k: v if k == 'step' else torch.empty_like(p).copy_(v) for k, v in mine.items()}
     return True
 
-# %% ../../nbs/3_gan/38_invert.ipynb #08ef6088
+# %% ../../nbs/3_gan/38_invert.ipynb #78172916
 @dataclass
 class Inversion:
     "A picture's head: codes, camera, generator, and how they were found."
@@ -474,7 +477,7 @@ class Inversion:
         f = self.facts
         return f"{f['config']['method']}: PSNR {self.psnr:.2f} dB | {', '.join(self.losses)} | {len(self.history)} steps, {f['seconds']:.1f} s ({f['cpu']:.1f} s of CPU, load {f['load']:.1f})" + (f" | {f['note']}" if f['note'] else '')
 
-# %% ../../nbs/3_gan/38_invert.ipynb #eb5a2f5a
+# %% ../../nbs/3_gan/38_invert.ipynb #9dc76c6b
 @patch
 def save(self: Inversion,
          path,          # ends in .safetensors
@@ -488,13 +491,13 @@ def save(self: Inversion,
 
 def open_inversion(path,             # written by `Inversion.save`
                    G=None,           # the generator it began with: needed if only the changes were written
-                   build=Generator,  # config of the generator -> module
+                   build=None,       # config of the generator -> module; None: of G's class
                   ) -> Inversion:
     "Read it back."
     package = read(path)
     require('inversion' in package.models, f'{path} is a checkpoint, but no inversion')
     require(G is None or replace(package.cfg, render=G.cfg.render) == G.cfg, f'{path} belongs to another config')
-    if 'G_ema' in package.models: own = package.into('G_ema', build(package.cfg))
+    if 'G_ema' in package.models: own = package.into('G_ema', (build or (Generator if G is None else type(G)))(package.cfg))
     else:
         require(G is not None, f'{path} holds only what changed; give the generator it began with')
         own, base = copy.deepcopy(G), package.meta['facts']['base']
@@ -504,7 +507,7 @@ def open_inversion(path,             # written by `Inversion.save`
     m, known = package.meta, package.models['inversion']
     return Inversion(own.eval().requires_grad_(False).to(memory_format=torch.channels_last), known['ws'], known['c'], known['given'], m['psnr'], tuple(m['losses']), m['history'], m['facts'], tuple(m['changed']), known.get('behind'))
 
-# %% ../../nbs/3_gan/38_invert.ipynb #a4d879cf
+# %% ../../nbs/3_gan/38_invert.ipynb #b5fa09f3
 class Watch:
     "An observer that keeps one picture up to date: the target, and what the last step has drawn."
     def __init__(self, every=2., size=160):  # seconds, pixels
@@ -519,7 +522,7 @@ class Watch:
         if self.handle is None: self.handle = display(data, display_id=True)
         else: self.handle.update(data)
 
-# %% ../../nbs/3_gan/38_invert.ipynb #41af3b11
+# %% ../../nbs/3_gan/38_invert.ipynb #49a2ecc3
 @patch
 @torch.no_grad()
 def result(self: Search) -> Inversion:
@@ -532,7 +535,7 @@ def result(self: Search) -> Inversion:
     names = tuple(f'perceptual ({self.perceptual.name})' if k == 'perceptual' else k for k in ('pixel', 'raw', 'perceptual', 'noise', 'centre', 'opacity', 'locality') if k in seen)
     changed = tuple(changes(self.G, self.base))
     facts = dict(seconds=self.seconds, cpu=self.cpu, load=os.getloadavg()[0], threads=torch.get_num_threads(), note=self.note, config=to_dict(self.cfg), base=fingerprint(self.base.state_dict()), masked=self.mask is not None)
-    return Inversion(copy.deepcopy(self.G) if changed or self.cfg.near else self.base, ws, c, self.given, 10*math.log10(4/max(mse.item(), 1e-10)), names, self.history, facts, changed, behind)
+    return Inversion(copy.deepcopy(self.G) if changed or self.G.cfg != self.base.cfg else self.base, ws, c, self.given, 10*math.log10(4/max(mse.item(), 1e-10)), names, self.history, facts, changed, behind)
 
 
 @patch
@@ -547,7 +550,7 @@ def invert(G,                  # a Generator; it is not changed
            cfg=InvertCfg(),
            mask=None,          # [1,1,h,h] in 0..1: see cfg.mask
            perceptual=None,    # path of an LPIPS trunk, net(a, b), or None: the judge
-           start=None,         # ws [1,n,w_dim]
+           start=None,         # ws [1,n,w_dim], or an Inversion to go on with
            seconds=None,       # budget; None: all steps
            folder=None,        # where the state is kept; an unfinished inversion there goes on
            observers=(),       # o(search, row) after each step
