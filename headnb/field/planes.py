@@ -7,7 +7,7 @@ __all__ = ['AXES', 'taps_for', 'COLOUR', 'read_axes', 'SamplerCfg', 'grid_of', '
            'sample_table', 'PlaneSampler', 'DecoderCfg', 'log_sigmoid', 'Decoder', 'TwoStage', 'PlaneField',
            'make_field']
 
-# %% ../../nbs/2_field/20_planes.ipynb #b6df279f
+# %% ../../nbs/2_field/20_planes.ipynb #2bb30b9e
 import math
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,17 +15,18 @@ import numpy as np
 import torch
 from torch import nn
 import torch.nn.functional as F
+from fastcore.basics import patch
 from ..base.core import require, suggest
 from ..nets.ops import Linear
 
-# %% ../../nbs/2_field/20_planes.ipynb #7ca175cb
+# %% ../../nbs/2_field/20_planes.ipynb #4e4d50e5
 AXES = {'eg3d': ('x y z', 'x z y', 'z x y'),             # the release: planes 1 and 2 both span x and z
         'eg3d_paper': ('x y z', 'x z y', 'y z x'),       # the paper's figure: three different planes
         'panohead': ('x y z', 'x z y', 'y z x'),
         'next3d': ('x y z', 'x z y', 'z y x'),
         'head360': ('x y z', '-z y x', 'x -z y')}
 
-# %% ../../nbs/2_field/20_planes.ipynb #897633b1
+# %% ../../nbs/2_field/20_planes.ipynb #4405bbb1
 def read_axes(name: str,   # three axis names with optional signs, such as 'x -z y'
              ) -> tuple:   # ((axis index, sign) for width, height, depth)
     "The three world axes of one plane."
@@ -34,7 +35,7 @@ def read_axes(name: str,   # three axis names with optional signs, such as 'x -z
     require(ok, f"axes {name!r} must name x, y and z once each, as in 'x z y' (width, height, depth)")
     return tuple(('xyz'.index(p[-1]), -1 if p[0] == '-' else 1) for p in parts)
 
-# %% ../../nbs/2_field/20_planes.ipynb #a85387ed
+# %% ../../nbs/2_field/20_planes.ipynb #bf78401f
 @dataclass(frozen=True)
 class SamplerCfg:
     "Where a point looks: everything that differs between tri-plane, tri-grid and hex-plane."
@@ -54,7 +55,7 @@ class SamplerCfg:
     def flat(self): # True: the off-plane coordinate is ignored
         return self.depth == 1 and self.mode == 'paper'
 
-# %% ../../nbs/2_field/20_planes.ipynb #a974bf8a
+# %% ../../nbs/2_field/20_planes.ipynb #67ec3be6
 def grid_of(x,        # [b,m,3] world points
             cfg,      # SamplerCfg
            ):         # [b,p,m,3]: (width, height, depth) coordinates, -1..1 inside the box
@@ -63,7 +64,7 @@ def grid_of(x,        # [b,m,3] world points
     scale = torch.tensor(sign, dtype=x.dtype, device=x.device)*(2/cfg.box_warp)
     return x[:, :, torch.tensor(order, device=x.device)].transpose(1, 2)*scale[:, None]
 
-# %% ../../nbs/2_field/20_planes.ipynb #881dfe8f
+# %% ../../nbs/2_field/20_planes.ipynb #b88d7a34
 def planes_from_image(image,     # [b, p*c*d, h, w]: what the plane maker draws
                       p: int = 3,# number of planes
                       d: int = 1,# slices per plane
@@ -72,7 +73,7 @@ def planes_from_image(image,     # [b, p*c*d, h, w]: what the plane maker draws
     require(image.shape[1] % (p*d) == 0, f'{image.shape[1]} channels cannot be cut into {p} planes of {d} slices')
     return image.unflatten(1, (p, image.shape[1]//(p*d), d))
 
-# %% ../../nbs/2_field/20_planes.ipynb #b8e6a1b8
+# %% ../../nbs/2_field/20_planes.ipynb #cf49f782
 def sample_grid(planes, # [b,p,c,d,h,w]
                 x,      # [b,m,3] world points
                 cfg,    # SamplerCfg
@@ -86,16 +87,16 @@ def sample_grid(planes, # [b,p,c,d,h,w]
     if cfg.reduce == 'none': return f.transpose(2, 3)
     return (f.mean(1) if cfg.reduce == 'mean' else f.sum(1)).transpose(1, 2)
 
-# %% ../../nbs/2_field/20_planes.ipynb #d62d5b58
+# %% ../../nbs/2_field/20_planes.ipynb #cbe08eee
 def _blocks(cfg,  # SamplerCfg
             size, # pixels of a plane along its (width, height, depth)
-           ):     # {(axes, sizes): [(plane, dimensions to flip, transpose?), ...]}
+           ):     # {(axes, sizes): [(plane, readers to flip: 0 width, 1 height, 2 depth; transpose?), ...]}
     "Planes over the same axes, which are added: a lookup is linear in them."
     out = {}
     for i, name in enumerate(cfg.axes):
         pairs = read_axes(name)[:2 if cfg.flat else 3]
         axes, sizes = [a for a, _ in pairs], list(size[:len(pairs)])
-        flips = tuple(-1 - k for k, (_, sign) in enumerate(pairs) if sign < 0)
+        flips = tuple(k for k, (_, sign) in enumerate(pairs) if sign < 0)
         swap = cfg.flat and axes[0] > axes[1]                              # the transpose is a plane over the same axes, the other way round
         if swap: axes, sizes = axes[::-1], sizes[::-1]
         out.setdefault((tuple(axes), tuple(sizes)), []).append((i, flips, swap))
@@ -110,34 +111,49 @@ def _product(corner): # [(number of the fraction, 1: the far side or 0: the near
         terms = times_f if far else terms | times_f
     return terms
 
-# %% ../../nbs/2_field/20_planes.ipynb #2bc6270e
+# %% ../../nbs/2_field/20_planes.ipynb #efdeedda
 class _Rows:
-    "Where planes lie in one table of rows, each in a frame of zeros: one before and two after each axis."
+    "Where planes lie in one table of rows: slices next to each other, then pixels, then lines; zeros begin every axis, and so end the one before."
     def __init__(self, cfg, d, h, w): # SamplerCfg, slices, height, width
         self.cfg, self.blocks = cfg, _blocks(cfg, (w, h, d))
-        self.starts, self.strides, self.rows = [], [], 0
+        self.starts, self.strides = [0], []
         for _, sizes in self.blocks:
-            self.starts.append(self.rows)
-            self.strides.append(tuple(math.prod(n + 3 for n in sizes[:k]) for k in range(len(sizes))))
-            self.rows += math.prod(n + 3 for n in sizes)
+            deep = sizes[2] + 1 if len(sizes) == 3 else 1
+            self.strides.append((deep, deep*(sizes[0] + 1), 1)[:len(sizes)])
+            self.starts.append(self.starts[-1] + 1 + sum((n + 2)*s for n, s in zip(sizes, self.strides[-1])))
+        self.rows = self.starts[-1]
         require(self.rows < 2**24, f'{self.rows} rows: too many for exact float32 row numbers')
 
-    def table(self,
-              planes, # [b,p,c,d,h,w]
-             ):       # [b*rows,c], channels last
-        "Fill the table."
-        b, c = len(planes), planes.shape[2]
-        table = planes.new_zeros(b, self.rows, c)
-        for ((_, sizes), parts), start in zip(self.blocks.items(), self.starts):
-            views = [planes[:, i, :, 0] if self.cfg.flat else planes[:, i] for i, _, _ in parts]
-            views = [v.flip(flips) if flips else v for v, (_, flips, _) in zip(views, parts)]
+    def views(self, planes): # [b,p,c,d,h,w] -> yields [b,c,h,w] or [b,c,h,w,d] of each block
+        "Planes over the same axes, turned the same way and added."
+        for parts in self.blocks.values():
+            views = [planes[:, i, :, 0] if self.cfg.flat else planes[:, i].movedim(2, -1) for i, _, _ in parts]
+            views = [v.flip([(3, 2, 4)[k] for k in flips]) if flips else v for v, (_, flips, _) in zip(views, parts)]
             views = [v.transpose(2, 3) if swap else v for v, (_, _, swap) in zip(views, parts)]
-            shape = [n + 3 for n in sizes[::-1]]
-            inner = table[:, start:start + math.prod(shape)].view(b, *shape, c)[:, *[slice(1, 1 + n) for n in sizes[::-1]]]
-            inner.copy_((sum(views[1:], views[0])).movedim(1, -1))
-        return table.view(-1, c)
+            yield sum(views[1:], views[0])
 
-# %% ../../nbs/2_field/20_planes.ipynb #15bed376
+    def block(self, table, k): # [b,rows,c], number -> views: [b,h+1,w+1,c] or [b,h+1,w+1,d+1,c], and the zeros behind it
+        (_, (wide, high, *deep)), start, end = list(self.blocks)[k], *self.starts[k:k + 2]
+        shape = [n + 1 for n in (high, wide, *deep)]
+        stop = start + math.prod(shape)
+        return table[:, start:stop].view(len(table), *shape, -1), table[:, stop:end]
+
+# %% ../../nbs/2_field/20_planes.ipynb #7c1a77db
+@patch
+def table(self: _Rows,
+          planes, # [b,p,c,d,h,w]
+         ):       # [b*rows,c], channels last
+    "Fill the table."
+    table = planes.new_empty(len(planes), self.rows, planes.shape[2])
+    for k in range(len(self.blocks)):
+        block, behind = self.block(table, k)
+        for zeros in (behind, *[block.select(a, 0) for a in range(1, block.ndim - 1)]): zeros.zero_()
+    for k, view in enumerate(self.views(planes)):
+        block, _ = self.block(table, k)
+        block[:, *[slice(1, None)]*(block.ndim - 2)].copy_(view.movedim(1, -1))
+    return table.flatten(0, 1)
+
+# %% ../../nbs/2_field/20_planes.ipynb #17bf1b8a
 class Taps(_Rows):
     "Which rows of the table a point reads, and with which weights: fixed by config and plane size."
     @torch.inference_mode(False)
@@ -158,7 +174,7 @@ class Taps(_Rows):
 
     def __call__(self,
                  x, # [3,m] points in box coordinates, -1..1 inside; changed in place
-                ):  # rows [m,t] int32, weights [m,t]
+                ):  # rows [m,t] int32, weights [m,t], monomials [.,m]
         n, m = len(self.readers), x.shape[1]
         u = x if [a for a, _ in self.readers] == [0, 1, 2] else x[[a for a, _ in self.readers]]
         u.mul_(self.size/2).add_((self.size + 1)/2).clamp_(min=0)
@@ -168,48 +184,86 @@ class Taps(_Rows):
         mono[0] = 1
         torch.sub(u, low[:n], out=mono[1:n + 1])
         for i, t in enumerate(self.monomials[n + 1:], n + 1): torch.mul(mono[self.monomials.index(t[:-1])], mono[1 + t[-1]], out=mono[i])
-        return (low.T@self.to_index).int(), mono.T@self.to_weight
+        return (low.T@self.to_index).int(), mono.T@self.to_weight, mono
+
+
+    def rows_of(self, x): # [3,b,m] -> as above, of all b; rows in one table after the other
+        b, m = x.shape[1:]
+        rows, weights, mono = self(x.reshape(3, -1))
+        if b > 1: rows.view(b, m, -1).add_(torch.arange(0, b*self.rows, self.rows, dtype=torch.int32)[:, None, None])
+        return rows, weights, mono
 
 
 taps_for = lru_cache(maxsize=32)(Taps)
 
-# %% ../../nbs/2_field/20_planes.ipynb #a180b288
+# %% ../../nbs/2_field/20_planes.ipynb #0324752c
+@patch
+def slope(self: Taps,
+          x,    # [3,m] points in box coordinates, unchanged
+          mono, # [.,m] their monomials
+          g,    # [m,t] gradient of the weights
+         ):     # [3,m]
+    "From the weights back to the points; the rows are constants."
+    g, out = self.to_weight@g.T, torch.zeros_like(x)
+    for r, (axis, size) in enumerate(self.readers):
+        f = sum(g[i]*mono[self.monomials.index(tuple(k for k in t if k != r))] for i, t in enumerate(self.monomials) if r in t)
+        u = x[axis]*(size/2) + (size + 1)/2
+        out[axis] += f*((u > 0) & (u < size + 1))*(size/2)
+    return out
+
+
+def _to_points(taps, rows, weights, table, x, mono, g): # g [b*m,c] -> [3,b,m]
+    with torch.enable_grad():
+        w = weights.detach().requires_grad_()
+        gw, = torch.autograd.grad(F.embedding_bag(rows, table.detach(), mode='sum', per_sample_weights=w), w, g)
+    return taps.slope(x.reshape(3, -1), mono, gw).view_as(x)
+
+# %% ../../nbs/2_field/20_planes.ipynb #ffc793db
+def _to_table(taps, shape, rows, weights, g): # g [b*m,c] -> [b*rows,c]
+    out, first = torch.zeros(shape), torch.arange(shape[0], dtype=torch.int32)
+    for strides in sorted(set(taps.strides)):
+        k = 2**len(strides)
+        mine = [i for i, s in enumerate(taps.strides) if s == strides]
+        cell, order = torch.sort(torch.cat([rows[:, i*k] for i in mine]))
+        w = torch.cat([weights[:, i*k:i*k + k] for i in mine])[order].T.contiguous()
+        start, point = torch.searchsorted(cell, first, out_int32=True), (order % len(g)).int()
+        for corner, wk in zip(np.ndindex(*[2]*len(strides)), w):
+            shift = int(np.dot(corner, strides))
+            out[shift:] += F.embedding_bag(point, g, start, mode='sum', per_sample_weights=wk)[:len(out) - shift]
+    return out
+
+
 class _Bag(torch.autograd.Function):
-    "sum_t weights[m,t] table[rows[m,t]], with a backward that sorts points by cell instead of scattering."
+    "The lookup with gradients: to the table by sorting points by cell instead of scattering, to the points through the weights."
     @staticmethod
-    def forward(ctx, table, rows, weights, taps):
-        ctx.save_for_backward(rows, weights)
+    def forward(ctx, table, x, taps): # [b*rows,c], [3,b,m], Taps
+        rows, weights, mono = taps.rows_of(x.clone())
+        points = ctx.needs_input_grad[1]
+        ctx.save_for_backward(rows, weights, *((table, x, mono) if points else ()))
         ctx.taps, ctx.shape = taps, table.shape
         return F.embedding_bag(rows, table, mode='sum', per_sample_weights=weights)
 
     @staticmethod
+    @torch.autograd.function.once_differentiable
     def backward(ctx, g):
-        rows, weights = ctx.saved_tensors
-        g, out, first = g.contiguous(), torch.zeros(ctx.shape), torch.arange(ctx.shape[0], dtype=torch.int32)
-        for strides in sorted(set(ctx.taps.strides)):
-            k = 2**len(strides)
-            mine = [i for i, s in enumerate(ctx.taps.strides) if s == strides]
-            cell, order = torch.sort(torch.cat([rows[:, i*k] for i in mine]))
-            w = torch.cat([weights[:, i*k:i*k + k] for i in mine])[order].T.contiguous()
-            start, point = torch.searchsorted(cell, first, out_int32=True), (order % len(g)).int()
-            for corner, wk in zip(np.ndindex(*[2]*len(strides)), w):
-                shift = int(np.dot(corner, strides))
-                out[shift:] += F.embedding_bag(point, g, start, mode='sum', per_sample_weights=wk)[:len(out) - shift]
-        return out, None, None, None
+        rows, weights, *more = ctx.saved_tensors
+        g = g.contiguous()
+        return (_to_table(ctx.taps, ctx.shape, rows, weights, g) if ctx.needs_input_grad[0] else None,
+                _to_points(ctx.taps, rows, weights, *more, g) if more else None, None)
 
-# %% ../../nbs/2_field/20_planes.ipynb #daee7f05
+# %% ../../nbs/2_field/20_planes.ipynb #bef9ee14
 def sample_table(table,  # [b*rows,c] of taps.table
                  x,      # [3,b,m] points in box coordinates; changed in place
                  taps,   # Taps
                 ):       # [b,m,c]
-    "Fast lookup on the CPU: a weighted sum of table rows; gradients to the planes, not to the points."
-    b, m = x.shape[1:]
-    rows, weights = taps(x.reshape(3, -1))
-    if b > 1: rows.view(b, m, -1).add_(torch.arange(0, b*taps.rows, taps.rows, dtype=torch.int32)[:, None, None])
-    f = _Bag.apply(table, rows, weights, taps) if table.requires_grad else F.embedding_bag(rows, table, mode='sum', per_sample_weights=weights)
-    return f.view(b, m, -1)
+    "Fast lookup on the CPU: a weighted sum of table rows; gradients to the planes and to the points."
+    if torch.is_grad_enabled() and (table.requires_grad or x.requires_grad): f = _Bag.apply(table, x, taps)
+    else:
+        rows, weights, _ = taps.rows_of(x)
+        f = F.embedding_bag(rows, table, mode='sum', per_sample_weights=weights)
+    return f.view(*x.shape[1:], -1)
 
-# %% ../../nbs/2_field/20_planes.ipynb #df7e1823
+# %% ../../nbs/2_field/20_planes.ipynb #75b17ce8
 class PlaneSampler:
     "Look up points in planes: `sampler(planes, x)`, or `look = sampler.on(planes)` for many lookups."
     def __init__(self, cfg=SamplerCfg()): self.cfg = cfg
@@ -231,7 +285,7 @@ class PlaneSampler:
             require(x.ndim == 3 and x.shape[-1] == 3, f'x has shape {list(x.shape)}; expected [b,m,3]')
             require(len(x) == len(planes), f'{len(x)} sets of points for {len(planes)} sets of planes')
             few = not made and x.shape[1] < taps.rows//4 if tabled else True
-            if few or x.requires_grad or x.dtype != torch.float32: return sample_grid(planes, x, cfg)
+            if few or x.dtype != torch.float32: return sample_grid(planes, x, cfg)
             if not made: made.append(taps.table(planes))
             return sample_table(made[0], (x.movedim(-1, 0)*(2/cfg.box_warp)).contiguous(), taps)
         return look
@@ -242,12 +296,12 @@ class PlaneSampler:
         require(planes.shape[1] == len(self.cfg.axes), f'{planes.shape[1]} planes for {len(self.cfg.axes)} axes in the config')
         require(planes.shape[3] == self.cfg.depth, f'planes have {planes.shape[3]} depth slices; the config says {self.cfg.depth}')
 
-# %% ../../nbs/2_field/20_planes.ipynb #68996a6e
+# %% ../../nbs/2_field/20_planes.ipynb #b239c181
 COLOUR = {'sigmoid': lambda x: torch.sigmoid(x)*1.002 - 0.001,
           'none': lambda x: x,
           'lrelu': lambda x: F.leaky_relu(x, 0.2)*math.sqrt(2)}
 
-# %% ../../nbs/2_field/20_planes.ipynb #b14b39f0
+# %% ../../nbs/2_field/20_planes.ipynb #d8f0d7d4
 @dataclass(frozen=True)
 class DecoderCfg:
     "The small network from features to colour and density."
@@ -260,7 +314,7 @@ class DecoderCfg:
     def __post_init__(self):
         require(self.activation in COLOUR, f'activation is {self.activation!r}{suggest(self.activation, COLOUR)}')
 
-# %% ../../nbs/2_field/20_planes.ipynb #c700d202
+# %% ../../nbs/2_field/20_planes.ipynb #d0bb4608
 class _LogSigmoid(torch.autograd.Function):
     "log(sigmoid(x)) in two passes over memory, its gradient in one."
     @staticmethod
@@ -281,7 +335,7 @@ def log_sigmoid(x): # any shape; softplus(h) = -log_sigmoid(-h)
     quick = x.device.type == 'cpu' and x.dtype == torch.float32 and x.numel() and x.amin() > -80   # below, the sigmoid underflows
     return _LogSigmoid.apply(x) if quick else F.logsigmoid(x)
 
-# %% ../../nbs/2_field/20_planes.ipynb #ee1eeb72
+# %% ../../nbs/2_field/20_planes.ipynb #15935193
 class Decoder(nn.Module):
     "f [..., c] -> feat [..., C], sigma [..., 1] (raw: the renderer applies softplus)."
     def __init__(self, cfg=DecoderCfg()):
@@ -298,7 +352,7 @@ class Decoder(nn.Module):
         sigma, colour = F.linear(log_sigmoid(F.linear(f, -w0, -b0)), -w1, b1).split([1, self.cfg.out_dim], -1)
         return COLOUR[self.cfg.activation](colour), sigma
 
-# %% ../../nbs/2_field/20_planes.ipynb #be393d2b
+# %% ../../nbs/2_field/20_planes.ipynb #38334884
 class TwoStage:
     "Density for all points, colour only for the rows that are asked for (CPU, no gradients)."
     def __init__(self, planes, cfg, decoder): # [1,p,c,d,h,w], SamplerCfg, Decoder
@@ -325,7 +379,19 @@ class TwoStage:
         if self.activation == 'sigmoid': return o.sigmoid_().mul_(1.002).sub_(0.001)
         return COLOUR[self.activation](o)
 
-# %% ../../nbs/2_field/20_planes.ipynb #b0e583d8
+    def colours(self,
+                memory, # [m,hidden] activations
+                rows,   # [n] which of them, sum by sum
+                first,  # [r] where the rows of each sum begin; no sum may be empty
+                w,      # [n] weights
+                total,  # [r,1] their sums
+               ):       # [r,C]
+        "Weighted sums of colours. A layer without activation commutes with the sum: one product a ray instead of one a sample."
+        add = lambda table, rows: F.embedding_bag(rows, table, first, mode='sum', per_sample_weights=w)
+        if self.activation == 'none': return torch.addmm(total*self.bc, add(memory, rows), self.wc)
+        return add(self.colour(memory.index_select(0, rows)), torch.arange(len(rows)))
+
+# %% ../../nbs/2_field/20_planes.ipynb #b87c0134
 class PlaneField:
     "A field made of planes: x -> (feat, sigma)."
     def __init__(self, planes, sampler, decoder):

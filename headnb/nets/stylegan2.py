@@ -6,7 +6,7 @@
 __all__ = ['HALF', 'MappingCfg', 'Mapping', 'SynthesisLayer', 'ToRGB', 'layout', 'half_from', 'SynthesisBlock', 'widths',
            'count_ws', 'SynthesisCfg', 'Synthesis']
 
-# %% ../../nbs/1_nets/11_stylegan2.ipynb #504212fc
+# %% ../../nbs/1_nets/11_stylegan2.ipynb #d705902f
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -17,7 +17,7 @@ from ..base.core import require
 from .ops import Linear, bias_act, modulated_conv2d, normalize_2nd_moment, upsample2d
 from .winograd import pays, winograd_layer
 
-# %% ../../nbs/1_nets/11_stylegan2.ipynb #f5809eb0
+# %% ../../nbs/1_nets/11_stylegan2.ipynb #5532935e
 @dataclass(frozen=True)
 class MappingCfg:
     "From latent and label to style vectors."
@@ -33,7 +33,7 @@ class MappingCfg:
     c_scale: float = 1.          # factor of the label
     zero_c: bool = False         # replace the label by zeros
 
-# %% ../../nbs/1_nets/11_stylegan2.ipynb #63e3b4ba
+# %% ../../nbs/1_nets/11_stylegan2.ipynb #3f75ca42
 class Mapping(nn.Module):
     "(z, c) -> ws. Parameters embed, fc0, fc1, ...; buffer w_avg."
     def __init__(self, cfg=MappingCfg()):
@@ -60,7 +60,7 @@ class Mapping(nn.Module):
         for i in range(cfg.layers): x = getattr(self, f'fc{i}')(x)
         return x
 
-# %% ../../nbs/1_nets/11_stylegan2.ipynb #eb7b6bb1
+# %% ../../nbs/1_nets/11_stylegan2.ipynb #41f5b5cd
 @patch
 def forward(self: Mapping,
     z: torch.Tensor | None,        # [b,z_dim]
@@ -85,7 +85,7 @@ def track(self: Mapping,
     w = ws[:, 0] if ws.ndim == 3 else ws
     with torch.no_grad(): self.w_avg.copy_(w.float().mean(0).lerp(self.w_avg, self.cfg.decay))
 
-# %% ../../nbs/1_nets/11_stylegan2.ipynb #b9d67c2a
+# %% ../../nbs/1_nets/11_stylegan2.ipynb #0185e333
 class SynthesisLayer(nn.Module):
     "Modulated 3x3 convolution, noise, bias, leaky ReLU, clamp."
     def __init__(self,
@@ -117,14 +117,15 @@ class SynthesisLayer(nn.Module):
         noise='random',                           # 'random', 'const', 'none'
         generator: torch.Generator | None = None, # source of the random noise
         fused: bool | None = None,                # form of the convolution; None: the faster
-        read: torch.Tensor | None = None          # only where `pays`: the matrix [b,n_out,k] that torgb would multiply with
+        read=None,                                # only where `pays`: what torgb does with a pixel (`ToRGB.reader`) ...
+        onto: torch.Tensor | None = None          # ... and the image [b,k,h*up,w*up] that it is added to; overwritten
     ) -> torch.Tensor:                            # [b,n_out,h*up,w*up]
         s, noise = self.affine(w), self.noise(x, noise, generator)
-        if fused is None and pays(x, self.weight, self.up): return winograd_layer(x, self.weight, s, noise, self.bias, self.up, clamp=self.clamp, read=read)
+        if fused is None and pays(x, self.weight, self.up): return winograd_layer(x, self.weight, s, noise, self.bias, self.up, clamp=self.clamp, read=read, onto=onto)
         x = modulated_conv2d(x, self.weight, s, noise, self.up, fused=fused, bias=self.bias, gain=math.sqrt(2))
         return bias_act(x, act='lrelu', gain=1, clamp=self.clamp)
 
-# %% ../../nbs/1_nets/11_stylegan2.ipynb #09efc008
+# %% ../../nbs/1_nets/11_stylegan2.ipynb #2cfc6bfb
 class ToRGB(nn.Module):
     "Features to image channels: modulated 1x1 convolution without demodulation, bias, clamp."
     def __init__(self,
@@ -143,17 +144,24 @@ class ToRGB(nn.Module):
         "The convolution as one matrix per sample."
         return (self.weight[:, :, 0, 0] * (self.affine(w) / math.sqrt(self.weight.shape[1]))[:, None]).mT
 
-    def finish(self, y): return bias_act(y, self.bias, act='linear', clamp=self.clamp)
+    def reader(self, w): # [b,w_dim] -> function (features [...,n_in], number of the sample) -> [...,n_out]
+        "The layer for pixels wherever they lie; without gradients."
+        m = self.read(w)
+        return lambda x, i: self.finish(x @ m[i])
+
+    def finish(self, y): # [...,n_out], overwritten
+        y.add_(self.bias.to(y.dtype))
+        return y if self.clamp is None else y.clamp_(-self.clamp, self.clamp)
 
     def forward(self, x, w, fused=None): # x [b,n_in,h,w], w [b,w_dim] -> [b,n_out,h,w]
         if fused is None and x.device.type == 'cpu' and not torch.is_grad_enabled():   # one matrix product: pixels x channels
             y = x.permute(0, 2, 3, 1).flatten(1, 2) @ self.read(w).to(x.dtype)
-            return self.finish(y.mT.unflatten(2, x.shape[2:]))
+            return self.finish(y).unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
         s = self.affine(w) / math.sqrt(x.shape[1])
         x = modulated_conv2d(x, self.weight, s, demodulate=False, fused=fused, bias=self.bias)
         return bias_act(x, act='linear', clamp=self.clamp)
 
-# %% ../../nbs/1_nets/11_stylegan2.ipynb #72f3036a
+# %% ../../nbs/1_nets/11_stylegan2.ipynb #3c68ae83
 HALF = {'none': torch.float32, 'float16': torch.float16, 'bfloat16': torch.bfloat16}
 
 def layout(
@@ -170,7 +178,7 @@ def half_from(
 ) -> int:            # the smallest side that does; never below 8
     return max(resolution*2 // 2**blocks, 8)
 
-# %% ../../nbs/1_nets/11_stylegan2.ipynb #e050735f
+# %% ../../nbs/1_nets/11_stylegan2.ipynb #8b346d8a
 class SynthesisBlock(nn.Module):
     "One resolution: constant or conv0, then conv1, torgb."
     def __init__(self,
@@ -201,15 +209,15 @@ class SynthesisBlock(nn.Module):
     ) -> tuple:                   # x [b,n_out,h*up,w*up], img [b,img_channels,h*up,w*up] float32
         if x is None: x = layout(self.const.expand(len(ws), -1, -1, -1), self.half)
         else: x = self.conv0(layout(x, self.half), ws[:, 0], noise, generator, fused)
-        if last and fused is None and pays(x, self.conv1.weight):
-            x, y = None, self.torgb.finish(self.conv1(x, ws[:, -2], noise, generator, read=self.torgb.read(ws[:, -1])))
-        else:
-            x = self.conv1(x, ws[:, -2], noise, generator, fused)
-            y = self.torgb(x, ws[:, -1], fused).float()
+        if img is not None and self.up == 2: img = upsample2d(img)
+        if last and img is not None and fused is None and pays(x, self.conv1.weight):
+            return None, self.conv1(x, ws[:, -2], noise, generator, read=self.torgb.reader(ws[:, -1]), onto=img if self.up == 2 else img.clone())
+        x = self.conv1(x, ws[:, -2], noise, generator, fused)
+        y = self.torgb(x, ws[:, -1], fused).float()
         if img is None: return x, y
-        return x, (upsample2d(img) if self.up == 2 else img) + y
+        return x, img + y if torch.is_grad_enabled() else y.add_(img)
 
-# %% ../../nbs/1_nets/11_stylegan2.ipynb #b7d28011
+# %% ../../nbs/1_nets/11_stylegan2.ipynb #8377d2be
 def widths(cfg): # anything with resolution, channel_base, channel_max -> {side: channels}, 4 first
     "Channels at each side."
     return {r: min(cfg.channel_base//r, cfg.channel_max) for r in (2**i for i in range(2, int(math.log2(cfg.resolution))+1))}
@@ -220,7 +228,7 @@ def count_ws(
     "Two per doubling."
     return 2*int(math.log2(resolution)) - 2
 
-# %% ../../nbs/1_nets/11_stylegan2.ipynb #164bf4e2
+# %% ../../nbs/1_nets/11_stylegan2.ipynb #8207b646
 @dataclass(frozen=True)
 class SynthesisCfg:
     "The synthesis network."
@@ -234,7 +242,7 @@ class SynthesisCfg:
     half_blocks: int = 0
     fused: bool | None = None  # form of the convolutions; None: the faster
 
-# %% ../../nbs/1_nets/11_stylegan2.ipynb #579f001b
+# %% ../../nbs/1_nets/11_stylegan2.ipynb #cd77655a
 class Synthesis(nn.Module):
     "ws -> image with any number of channels. Blocks b4, b8, ..."
     def __init__(self, cfg=SynthesisCfg()):

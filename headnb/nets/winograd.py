@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['POINTS', 'TILES', 'filtering', 'phase_taps', 'transforms', 'pays', 'filters', 'winograd_layer']
 
-# %% ../../nbs/1_nets/10b_winograd.ipynb #cc66a478
+# %% ../../nbs/1_nets/10b_winograd.ipynb #d18bb86d
 import math
 from functools import lru_cache
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-# %% ../../nbs/1_nets/10b_winograd.ipynb #5d63ecfc
+# %% ../../nbs/1_nets/10b_winograd.ipynb #fc070f27
 POINTS = (0., 1., -1., .5, -2.)  # small numbers, so that rounding errors stay small
 
 def filtering(
@@ -29,7 +29,7 @@ def filtering(
     BT[-1] = np.poly(a)[::-1]
     return AT, G, BT
 
-# %% ../../nbs/1_nets/10b_winograd.ipynb #1602b94b
+# %% ../../nbs/1_nets/10b_winograd.ipynb #cbee6199
 def phase_taps():
     "[2,3,3]: phase p, neighbour, stored tap -> share of that tap: transposed convolution, then [1,3,3,1]/4, as three taps."
     E, f = np.zeros((2, 3, 3)), (.25, .75, .75, .25)
@@ -48,7 +48,7 @@ def transforms(up=1):
     both = np.einsum('pis,qjt->ijpqst', g, g).reshape(-1, 9)
     with torch.inference_mode(False): return [torch.from_numpy(m).float().contiguous() for m in (both, np.kron(BT, BT), np.kron(AT, AT))]
 
-# %% ../../nbs/1_nets/10b_winograd.ipynb #cd9db66a
+# %% ../../nbs/1_nets/10b_winograd.ipynb #9f368bdc
 TILES = 256 # of a strip
 
 def pays(
@@ -61,7 +61,7 @@ def pays(
     h, wide = x.shape[2:]
     return plain and w.shape[2:] == (3, 3) and h % 4 == 0 and wide % 4 == 0 and w.shape[1] >= 32 and h*wide >= (64*up)**2
 
-# %% ../../nbs/1_nets/10b_winograd.ipynb #445b9740
+# %% ../../nbs/1_nets/10b_winograd.ipynb #11bca07d
 def filters(w, s, gain, up): # [o,c,3,3], [c] styles -> U [36, c, up*up*o]
     "Modulated, demodulated, transformed weights of one sample."
     o, c = w.shape[:2]
@@ -69,7 +69,7 @@ def filters(w, s, gain, up): # [o,c,3,3], [c] styles -> U [36, c, up*up*o]
     g = (transforms(up)[0]@w.permute(2, 3, 1, 0).reshape(9, -1)).view(36, up*up, c, o)
     return torch.mul(g.permute(0, 2, 1, 3), s[:, None, None]*d, out=w.new_empty(36, c, up*up, o)).view(36, c, up*up*o)
 
-# %% ../../nbs/1_nets/10b_winograd.ipynb #997fd396
+# %% ../../nbs/1_nets/10b_winograd.ipynb #b8787ab5
 def _strips(x, U, up): # [h,w,c], [36,c,k] -> yields (first tile row, y [4,4,n,w/4,up,up,o]); y is overwritten by the next strip
     "Convolve strip by strip."
     (h, wide, c), k = x.shape, U.shape[2]
@@ -90,7 +90,7 @@ def _strips(x, U, up): # [h,w,c], [36,c,k] -> yields (first tile row, y [4,4,n,w
         torch.mm(AA, m.view(36, -1), out=y)
         yield r, y.view(4, 4, n, wide//4, up, up, -1)
 
-# %% ../../nbs/1_nets/10b_winograd.ipynb #f222ae79
+# %% ../../nbs/1_nets/10b_winograd.ipynb #db56e06e
 def winograd_layer(
     x: torch.Tensor,                   # [b,c,h,w], best channels last
     w: torch.Tensor,                   # [o,c,3,3]
@@ -101,11 +101,12 @@ def winograd_layer(
     gain=math.sqrt(2),                 # factor of convolution, noise and bias
     slope=0.2,                         # of the leaky ReLU
     clamp: float | None = None,        # limit of the absolute value
-    read: torch.Tensor | None = None   # [b,o,k]: return the product with this matrix instead, without ever keeping the features
-) -> torch.Tensor:                     # [b,o or k,h*up,w*up], channels last
+    read=None,                         # function (features [...,o], number of the sample) -> [...,k]: what is wanted of the features, which are then never kept
+    onto: torch.Tensor | None = None   # [b,k,h*up,w*up]: what is read is added to it; overwritten
+) -> torch.Tensor:                     # [b,o,h*up,w*up], or `onto` with what was read; channels last
     "A StyleGAN2 layer: modulated convolution, noise, bias, leaky ReLU, clamp (CPU, no gradients)."
     (b, c, h, wide), o = x.shape, len(w)
-    out = x.new_empty(b, h*up, wide*up, o if read is None else read.shape[2])
+    out = x.new_empty(b, h*up, wide*up, o) if read is None else onto.permute(0, 2, 3, 1).contiguous()
     add = torch.zeros(o) if bias is None else gain*bias
     if noise is not None: noise = (gain*noise).expand(b, 1, h*up, wide*up)[:, 0]
     for i in range(b):
@@ -117,5 +118,6 @@ def winograd_layer(
             if noise is not None: y.add_(place(noise[i, rows].contiguous()))
             F.leaky_relu_(y, slope)
             if clamp is not None: y.clamp_(-clamp, clamp)
-            place(out[i, rows]).copy_(y if read is None else y@read[i])
+            if read is None: place(out[i, rows]).copy_(y)
+            else: place(out[i, rows]).add_(read(y, i))
     return out.permute(0, 3, 1, 2)
