@@ -7,14 +7,14 @@ __all__ = ['TEMPLATES', 'EXIT', 'override', 'TrainRun', 'InvertRun', 'paper_modu
            'check_parameters', 'open_data', 'open_teacher', 'invert_facts', 'starts', 'check', 'environment',
            'run_folder', 'html_report', 'execute', 'run', 'build', 'fit', 'fit_processes', 'worker', 'main', 'ship']
 
-# %% ../nbs/6_tools/64_runs.ipynb #5ddcf140
+# %% ../nbs/6_tools/64_runs.ipynb #b2b96438
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 import argparse, ast, importlib, json, os, platform, signal, subprocess, sys, time
 from .base.core import BadInput, config_hash, from_dict, repo_path, require, suggest, to_dict, write_atomic
 
-# %% ../nbs/6_tools/64_runs.ipynb #e3ba0ca5
+# %% ../nbs/6_tools/64_runs.ipynb #2bf44240
 def override(base: dict,      # nested plain data
              changes: dict,   # the same shape, only what differs
              where='config',  # for messages
@@ -27,7 +27,7 @@ def override(base: dict,      # nested plain data
         out[k] = override(base[k], v, f'{where}.{k}') if isinstance(base[k], dict) and v is not None else v   # None: without this part
     return out
 
-# %% ../nbs/6_tools/64_runs.ipynb #1ee21e35
+# %% ../nbs/6_tools/64_runs.ipynb #c126423c
 @dataclass(frozen=True)
 class TrainRun:
     "Parameters of `9_runs/train.ipynb`."
@@ -77,7 +77,7 @@ def model_config(spec: TrainRun):  # -> the paper's dataclass with fields G, D, 
     changes = {k: getattr(spec, k) for k in ('G', 'D', 'train') if getattr(spec, k)}
     return from_dict(type(preset), override(to_dict(preset), changes))
 
-# %% ../nbs/6_tools/64_runs.ipynb #5a3b00ee
+# %% ../nbs/6_tools/64_runs.ipynb #0ccf3a9b
 def read_spec(spec,            # 'tiny/eg3d' or a path
               changes=(),      # 'name.name=value', value in YAML
              ):                # (name of the run, name of the template, parameters)
@@ -106,7 +106,7 @@ def template_path(name: str) -> Path:
     require(path.is_file(), f'no template {name!r}{suggest(name, [p.stem for p in path.parent.glob("*.ipynb")])}')
     return path
 
-# %% ../nbs/6_tools/64_runs.ipynb #0e93955e
+# %% ../nbs/6_tools/64_runs.ipynb #a48a12dc
 def check_parameters(template: str, params: dict):
     "Parameters against the notebook's own parameters cell: names, and the type of each default."
     import papermill, logging
@@ -140,7 +140,7 @@ def _open_set(spec, cfg, path):
     require('mask' not in getattr(cfg.D, 'keys', ()) or 'mask' in made.beside, f'the discriminator of {spec.paper} reads masks; beside {path} there is no archive {made.path.stem}_masks')
     return made
 
-# %% ../nbs/6_tools/64_runs.ipynb #f9e9783d
+# %% ../nbs/6_tools/64_runs.ipynb #5b24978f
 def open_teacher(spec: TrainRun, cfg, data):  # -> {} or {'teacher': generator in evaluation mode}
     "The teacher of a run, if its paper has one; `BadInput` if it does not fit."
     module = paper_module(spec.paper)
@@ -164,7 +164,7 @@ def invert_facts(spec: InvertRun) -> dict:
     facts = {'config': to_dict(cfg) | {'checkpoint': spec.checkpoint}, 'config_hash': config_hash(cfg)}
     return facts | ({'data_hash': HeadDataset(repo_path(spec.data), image_side(G) if G else None).hash} if spec.data else {})
 
-# %% ../nbs/6_tools/64_runs.ipynb #2c7d74cd
+# %% ../nbs/6_tools/64_runs.ipynb #acf76b9b
 def starts(spec: TrainRun) -> dict:  # {part of the run: where its weights come from}
     "What a run begins with; `BadInput` if a file is missing."
     from headnb.gan.train import check_start
@@ -190,7 +190,7 @@ def check(template, params):
     if spec.state: require(repo_path(spec.state).parent.is_dir(), f'no folder {repo_path(spec.state).parent} for the state')
     return spec, facts
 
-# %% ../nbs/6_tools/64_runs.ipynb #e0aabddd
+# %% ../nbs/6_tools/64_runs.ipynb #f71e7aa4
 def environment() -> dict:
     "Machine, versions, commit and command."
     from importlib.metadata import distributions
@@ -210,7 +210,7 @@ def run_folder(name: str, resume: bool, root=None) -> Path:
         return used[-1]
     return root/(name if not used else f'{name}.{int(used[-1].name[len(name) + 1:] or 1) + 1}')
 
-# %% ../nbs/6_tools/64_runs.ipynb #3d8d8aae
+# %% ../nbs/6_tools/64_runs.ipynb #b16bb27c
 EXIT = {'done': 0, 'failed': 1, 'refused': 2, 'killed': 3, 'resumable': 4}
 
 
@@ -245,7 +245,7 @@ def execute(template: str, params: dict, out: Path, bar=True) -> str:  # a key o
     if notebook.exists(): html_report(notebook)
     return _status(out, status, why=why, seconds=round(time.time() - begin, 1), resumable=bool(list(out.glob('checkpoints/step-*'))) and status != 'done')
 
-# %% ../nbs/6_tools/64_runs.ipynb #637b2c4a
+# %% ../nbs/6_tools/64_runs.ipynb #c0270cb3
 def run(spec, changes=(), resume=False, dry=False, root=None, bar=True):  # -> (status, folder)
     "Check a specification, make its folder, execute it."
     name, template, params = read_spec(spec, changes)
@@ -274,7 +274,7 @@ def _same_run(out, facts):
     require(not wrong, f'{out.name} cannot be resumed: {wrong.replace("checkpoint", "run")}')
     for k in ('data_hash', 'teacher', 'start'): require(facts.get(k) == before.get(k), f'{out.name} cannot be resumed: {k} was {before.get(k)}, it is {facts.get(k)}')
 
-# %% ../nbs/6_tools/64_runs.ipynb #bb7f3c0f
+# %% ../nbs/6_tools/64_runs.ipynb #3c3e2f7e
 def build(spec: TrainRun, cfg):  # -> (G, D)
     "The networks of a configuration, seeded."
     import torch
@@ -301,7 +301,7 @@ def fit(spec: TrainRun, cfg, data, out, resume='auto', observers=None):  # -> th
     teacher = {k: m.to(device) for k, m in open_teacher(spec, cfg, data).items()}
     own = {k: getattr(module, k)(cfg, **teacher) for k in ('terms', 'make_step') if hasattr(module, k)}   # where a paper has none, EG3D's
     take_over = [partial(module.take_over, cfg)] if hasattr(module, 'take_over') else []
-    begin = (lambda r: t.import_state(r, state)) if state and state.exists() else (lambda r: t.begin_from(r, starts(spec), *take_over)) if spec.start else None
+    begin = (lambda r: t.import_state(r, state, type(cfg))) if state and state.exists() else (lambda r: t.begin_from(r, starts(spec), *take_over)) if spec.start else None
     info = {'paper': spec.paper, 'config': spec.config, **{k: data.meta[k] for k in ('multi_view',) if k in data.meta}}
     if observers is None: observers = t.default_observers(cfg.train, out) + ([t.Keep(state, info)] if state else [])
     run = t.train(*G_D, data, cfg.train, out, augment=augment, observers=observers, resume_from=resume, config=to_dict(cfg), prepare=begin, **own)
@@ -311,7 +311,7 @@ def fit(spec: TrainRun, cfg, data, out, resume='auto', observers=None):  # -> th
         write_atomic(Path(out)/'result.json', json.dumps(dict(status=run.status, step=run.step, kimg=run.nimg/1000, seconds=run.seconds, config_hash=config_hash(cfg), data_hash=data.hash)))
     return run
 
-# %% ../nbs/6_tools/64_runs.ipynb #919183ef
+# %% ../nbs/6_tools/64_runs.ipynb #6df959bb
 def fit_processes(spec: TrainRun, out):
     "The same in several processes of this machine."
     def with_parent():   # if this process is killed, so are they (Linux)
@@ -330,7 +330,7 @@ def worker(out):
     cfg = model_config(spec)
     fit(spec, cfg, open_data(spec, cfg), out)
 
-# %% ../nbs/6_tools/64_runs.ipynb #79ee3d04
+# %% ../nbs/6_tools/64_runs.ipynb #f071cb33
 def main(argv=None) -> int:
     "headnb-run SPEC [-p name=value ...] [--resume] [--dry-run] [--out FOLDER]"
     p = argparse.ArgumentParser('headnb-run', description='Execute a run: papermill_runs/<size>/<paper>.yaml. Exit codes: ' + ', '.join(f'{v} {k}' for k, v in EXIT.items()))
@@ -353,7 +353,7 @@ def main(argv=None) -> int:
 
 if __name__ == '__main__' and '__file__' in globals(): sys.exit(main())
 
-# %% ../nbs/6_tools/64_runs.ipynb #d159c491
+# %% ../nbs/6_tools/64_runs.ipynb #21487fde
 def ship(state,      # exported state (papermill_runs/state/<run>.safetensors)
          path,       # where the shipped file is written (headnb/assets/<run>.safetensors)
          **meta      # measurements and remarks, JSON data

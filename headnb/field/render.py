@@ -6,14 +6,14 @@
 __all__ = ['PATHS', 'CACHE', 'FAINT', 'SOLID', 'interval_weights', 'mean_depth', 'march', 'sample_weights', 'RenderCfg',
            'box_limits', 'limits', 'stratified', 'importance', 'cropped', 'edit_density', 'render', 'randoms']
 
-# %% ../../nbs/2_field/21_render.ipynb #dd9cdfcd
+# %% ../../nbs/2_field/21_render.ipynb #c7ba4222
 import math
 from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from ..base.core import require, suggest
 
-# %% ../../nbs/2_field/21_render.ipynb #fc107996
+# %% ../../nbs/2_field/21_render.ipynb #ea4437ec
 def interval_weights(sigma, depth, # [...,S] each, depths ascending
                     ):             # [...,S-1]
     "The weight of every interval: opacity times what the intervals before let through."
@@ -22,7 +22,7 @@ def interval_weights(sigma, depth, # [...,S] each, depths ascending
     through = torch.cumprod(1 - alpha + 1e-10, -1)
     return alpha*F.pad(through[..., :-1], (1, 0), value=1.)
 
-# %% ../../nbs/2_field/21_render.ipynb #cd522891
+# %% ../../nbs/2_field/21_render.ipynb #55d05c52
 def mean_depth(dist, total, low, high): # [b,m,1] twice, two numbers
     "sum w t / sum w, clamped; empty rays (0/0) get the largest depth of the call, and a gradient of zero instead of NaN."
     hit = total > 0
@@ -42,12 +42,12 @@ def march(feat, sigma, depth, # [b,m,S,C], [b,m,S,1], [b,m,S,1], sorted by depth
     if white_back: rgb = rgb + 1 - total
     return (2*rgb - 1 if final_map == '2x-1' else rgb), d, w
 
-# %% ../../nbs/2_field/21_render.ipynb #e4be4f76
+# %% ../../nbs/2_field/21_render.ipynb #6f303e4d
 def sample_weights(w): # [...,S-1] weights of intervals -> [...,S] weights of samples
     "Colours are averaged over the ends of an interval, so a sample gets half of both its intervals."
     return (F.pad(w, (1, 0)) + F.pad(w, (0, 1)))/2
 
-# %% ../../nbs/2_field/21_render.ipynb #31a844b0
+# %% ../../nbs/2_field/21_render.ipynb #3e3efb18
 @dataclass(frozen=True)
 class RenderCfg:
     "How rays are sampled and summed."
@@ -62,16 +62,18 @@ class RenderCfg:
     crop: float = 0.              # density is removed where |x| or |z| > box_warp/2 - crop (PanoHead: 0.1); 0 for no crop
     cull: float = 0.              # density is removed where alpha = 1 - exp(-softplus(sigma - 1)) is below this
     binarise: float = 0.          # as cull, and made opaque elsewhere
+    jitter: str = 'ray'           # each ray draws its own random numbers; 'picture': all rays of a picture share them, so that few samples leave no grain
 
     def __post_init__(self):
         auto = (self.near == 'auto') + (self.far == 'auto')
         require(auto in (0, 2), f"near is {self.near!r} and far {self.far!r}; 'auto' needs both")
         require(auto or 0 < self.far - self.near, f'near {self.near} must be below far {self.far}')
         require(self.samples >= (4 if self.importance else 2), f'samples is {self.samples}; at least {4 if self.importance else 2}')
+        require(self.jitter in ('ray', 'picture'), f"jitter is {self.jitter!r}{suggest(self.jitter, ('ray', 'picture'))}")
         require(self.final_map in ('2x-1', 'none'), f"final_map is {self.final_map!r}{suggest(self.final_map, ('2x-1', 'none'))}")
         require(not (auto and self.disparity), "disparity sampling needs fixed limits, not 'auto'")
 
-# %% ../../nbs/2_field/21_render.ipynb #9031b582
+# %% ../../nbs/2_field/21_render.ipynb #5d18ca78
 def box_limits(origins, dirs, # [...,3] each
                side: float,   # of the cube around 0
               ):              # entry, exit [...,1]; -1 and -2 where the ray misses
@@ -85,7 +87,7 @@ def box_limits(origins, dirs, # [...,3] each
     t0, t1 = torch.maximum(t0, z0), torch.minimum(t1, z1)
     return torch.where(miss, -1., t0)[..., None], torch.where(miss, -2., t1)[..., None]
 
-# %% ../../nbs/2_field/21_render.ipynb #be69585a
+# %% ../../nbs/2_field/21_render.ipynb #c89a1943
 def limits(origins, dirs, cfg): # [b,m,3], [b,m,3], RenderCfg
     "Depth limits of every ray: two numbers, or two tensors [b,m,1] for 'auto'."
     if cfg.near != 'auto': return cfg.near, cfg.far
@@ -95,7 +97,7 @@ def limits(origins, dirs, cfg): # [b,m,3], [b,m,3], RenderCfg
     first, last = t0[hit].min(), t0[hit].max()   # both of the entries: as released
     return torch.where(hit, t0, first), torch.where(hit, t1, last)
 
-# %% ../../nbs/2_field/21_render.ipynb #2f0c49e5
+# %% ../../nbs/2_field/21_render.ipynb #6de49ae9
 def stratified(near, far,   # numbers or [b,m,1]
                jitter,      # [b,m,S] in [0,1)
                disparity=False,
@@ -108,7 +110,7 @@ def stratified(near, far,   # numbers or [b,m,1]
     step = (far - near)/(n - 1)
     return near + k*step + jitter*step
 
-# %% ../../nbs/2_field/21_render.ipynb #6957851d
+# %% ../../nbs/2_field/21_render.ipynb #46f3f999
 @torch.no_grad()
 def importance(depth,   # [...,S] coarse depths, ascending
                weights, # [...,S-1] coarse interval weights
@@ -125,7 +127,7 @@ def importance(depth,   # [...,S] coarse depths, ascending
     span = torch.where(c1 - c0 < 1e-5, 1., c1 - c0)
     return b0 + (u - c0)/span*(b1 - b0)
 
-# %% ../../nbs/2_field/21_render.ipynb #57dacba8
+# %% ../../nbs/2_field/21_render.ipynb #b9a74e26
 def cropped(x, z, cfg): # world coordinates, RenderCfg -> True where density is removed
     edge = cfg.box_warp/2 - cfg.crop
     return (x.abs() > edge) | (z.abs() > edge)
@@ -142,7 +144,7 @@ def edit_density(sigma,  # [...,S] raw
         sigma = torch.where(low, -1000., 1000. if cfg.binarise else sigma)
     return sigma
 
-# %% ../../nbs/2_field/21_render.ipynb #30ec13fa
+# %% ../../nbs/2_field/21_render.ipynb #506432da
 PATHS = ('auto', 'reference', 'lean', 'fast')
 
 
@@ -180,11 +182,12 @@ def randoms(origins, cfg, deterministic, generator):
     n, k = cfg.samples, cfg.importance
     if deterministic: jitter, u = torch.full((), 0.5, **kw).expand(b, m, n), torch.linspace(0, 1, k, **kw).expand(b, m, k)
     else:
-        jitter = torch.rand(b, m, n, generator=generator, **kw)
-        u = torch.rand(b, m, k, generator=generator, **kw).sort(-1)[0]
+        rays = m if cfg.jitter == 'ray' else 1
+        jitter = torch.rand(b, rays, n, generator=generator, **kw).expand(b, m, n)
+        u = torch.rand(b, rays, k, generator=generator, **kw).sort(-1)[0].expand(b, m, k)
     return jitter, u if k else None
 
-# %% ../../nbs/2_field/21_render.ipynb #1497f6a0
+# %% ../../nbs/2_field/21_render.ipynb #d6d6e652
 def _chunks(field, o, d, depth, u, cfg, ray, noise, memory, sums):
     "Rays in chunks of at most `memory` bytes (counted as 1.5 kB a sample); the depth range is that of the whole call."
     if memory is None: memory = 2**62 if torch.is_grad_enabled() else 2**28
@@ -222,7 +225,7 @@ def _sums(look, depth, u):
     mid = lambda a: (a[:, :, 1:] + a[:, :, :-1])/2
     return (w*mid(feat)).sum(2), (w*mid(depth[..., None])).sum(2), w.sum(2), depth.min(), depth.max()
 
-# %% ../../nbs/2_field/21_render.ipynb #2f55dea7
+# %% ../../nbs/2_field/21_render.ipynb #1fa8e9d1
 def _inverse(order): # [...,n] permutations
     "Where each sample went."
     return torch.empty_like(order).scatter_(-1, order, torch.arange(order.shape[-1], device=order.device).expand_as(order))
@@ -244,7 +247,7 @@ def _lean_sums(look, depth, u):
     total = add(w, feat) if u is None else add(w[..., :n], feat) + add(w[..., n:], feat2)
     return total, dist, w.sum(-1, keepdim=True), depth.min(), depth.max()
 
-# %% ../../nbs/2_field/21_render.ipynb #703f6108
+# %% ../../nbs/2_field/21_render.ipynb #47427c29
 CACHE, FAINT = 3.2e6, 1e-7 # activations of a chunk (13 MB); weights below are not worth a colour
 
 
@@ -265,7 +268,7 @@ def _fast_chunks(stages, o, d, depth, u, cfg, room):
             low.append(lo); high.append(hi)
     return *outs, torch.stack(low).min(), torch.stack(high).max()
 
-# %% ../../nbs/2_field/21_render.ipynb #dedf7b43
+# %% ../../nbs/2_field/21_render.ipynb #c4288879
 SOLID = 900. # of the raw density: next to such a sample even a cropped one (-1000) has a weight
 
 def _fast_density(stage, o, d, t, memo, cfg, skip): # TwoStage, [3,r] twice, [r,n], [r*n,hidden], RenderCfg, leave out what is cropped?
@@ -282,7 +285,7 @@ def _fast_density(stage, o, d, t, memo, cfg, skip): # TwoStage, [3,r] twice, [r,
     back = lambda a: a.view(t.shape[::-1]).T.contiguous()
     return back(edit_density(sigma, *at, cfg)), back(place), len(rows) if skip else t.numel()
 
-# %% ../../nbs/2_field/21_render.ipynb #417aa635
+# %% ../../nbs/2_field/21_render.ipynb #587de63f
 def _fast_sums(stage, o, d, depth, u, cfg, skip=True):
     "One chunk of one sample; o and d are [3,r]."
     skip = skip and cfg.crop > 0 and not cfg.binarise

@@ -7,7 +7,7 @@ __all__ = ['PLACE', 'OFFSET', 'PAPER', 'CONFIGS', 'config', 'turn', 'move', 'Pan
            'PanoTrainCfg', 'PanoHeadCfg', 'build', 'terms', 'arrange', 'make_step', 'small', 'training', 'take_over',
            'released_cfg']
 
-# %% ../../nbs/4_papers/41_panohead.ipynb #1c2c0286
+# %% ../../nbs/4_papers/41_panohead.ipynb #bca07609
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 import torch
@@ -24,7 +24,7 @@ from ..gan.checkpoint import released_generator_cfg
 from ..gan.terms import Logistic, R1, ScheduleCfg, Step, Term, ramp
 from ..gan.train import ModelCfg, TrainCfg, choose, short
 
-# %% ../../nbs/4_papers/41_panohead.ipynb #465817a4
+# %% ../../nbs/4_papers/41_panohead.ipynb #517d5467
 PLACE = (3, 7, 11)   # the translation in a 25-number label
 
 def turn(angle,):  # [b,3] axis times angle, radians -> rotations [b,3,3]
@@ -44,7 +44,7 @@ def move(c,     # [b,25]
         c = torch.cat([(turn(delta[:, 3:])@pose).flatten(1), c[:, 12:]], 1)
     return c.index_add(1, torch.tensor(PLACE, device=c.device), delta[:, :3])
 
-# %% ../../nbs/4_papers/41_panohead.ipynb #d2966a1e
+# %% ../../nbs/4_papers/41_panohead.ipynb #5bcdcbfe
 OFFSET = MappingCfg(w_dim=3, num_ws=1, lr_mul=1., last_act='linear')   # z, c -> 3 numbers
 
 
@@ -70,7 +70,7 @@ class PanoHeadGCfg(GeneratorCfg):
         if b: require(b.channels in ((n,) if self.torgb else (n, 3)), f'background.channels is {b.channels}; the features have {n}' + ('' if self.torgb else ', a picture 3'))
         if o: require(o.w_dim in (3, 6) and (o.num_ws, o.z_dim, o.c_dim) == (1, m.z_dim, m.c_dim), f'offset must map z [{m.z_dim}] and c [{m.c_dim}] to one vector of 3 or 6 numbers; it makes {o.w_dim}')
 
-# %% ../../nbs/4_papers/41_panohead.ipynb #6ef16240
+# %% ../../nbs/4_papers/41_panohead.ipynb #cee81654
 class PanoHead(Generator):
     "The skeleton with tri-grid (config), background, toRGB and camera offset."
     Cfg = PanoHeadGCfg
@@ -101,7 +101,7 @@ class PanoHead(Generator):
         out = super().synthesize(ws, c, *args, **kw)
         return out | dict(mask=1.002*out['mask'] - 0.001)
 
-# %% ../../nbs/4_papers/41_panohead.ipynb #6fc7749c
+# %% ../../nbs/4_papers/41_panohead.ipynb #706e89b2
 @dataclass
 class PanoHeadStep(Step):
     "A step whose fakes have corrected cameras and swapped backgrounds."
@@ -125,7 +125,7 @@ class PanoHeadStep(Step):
         super().track()
         if self.shift is not None: self.G.residual.track(self.shift.detach())
 
-# %% ../../nbs/4_papers/41_panohead.ipynb #6907c668
+# %% ../../nbs/4_papers/41_panohead.ipynb #de6e320f
 @dataclass(frozen=True)
 class Offset(Term):
     "Size of the camera offsets: the square of their mean over the batch (release), or the mean of their squares (paper)."
@@ -138,7 +138,7 @@ class Offset(Term):
         s.stats['offset'] = s.shift.detach().norm(dim=1).mean()
         return s.shift.mean(0).square().sum() if self.batch_mean else s.shift.square().sum(1).mean()
 
-# %% ../../nbs/4_papers/41_panohead.ipynb #c45948a8
+# %% ../../nbs/4_papers/41_panohead.ipynb #135b3567
 @dataclass(frozen=True)
 class PanoTrainCfg(TrainCfg):
     "Training, with what PanoHead adds."
@@ -165,7 +165,7 @@ class PanoHeadCfg(ModelCfg):
         extra = [k for k in self.train.r1_keys if k not in self.D.keys]
         require(not extra, f'train.r1_keys names {extra}, which D does not read; it reads {list(self.D.keys)}')
 
-# %% ../../nbs/4_papers/41_panohead.ipynb #46805bbb
+# %% ../../nbs/4_papers/41_panohead.ipynb #f9eba6a7
 def build(cfg: PanoHeadCfg): # -> (G, D)
     "The networks of a configuration."
     return PanoHead(cfg.G), Discriminator(cfg.D)
@@ -193,10 +193,11 @@ def make_step(cfg: PanoHeadCfg): # -> function with the arguments of Step
 def small(side, raw,          # of the image and of the volume rendering, pixels
           planes=32, channels=8, w_dim=64, base=1024, top=64, samples=18,  # as of `small_generator`
           d_base=None,        # as base, of the discriminator; None: 2/3 of it
+          jitter='ray',       # of the renderer
           train=PanoTrainCfg()) -> PanoHeadCfg:
     "A configuration for a CPU; the cube is no larger than what the cameras see of it."
     G = small_generator(side, raw, planes, channels, w_dim, base, top, samples, 2.35, 3.05, .7, AXES['panohead'], 3, PanoHeadGCfg, mapping=dict(lr_mul=.1), sampler=dict(mode='released'), decoder=dict(activation='none'),
-                        render=dict(final_map='none', crop=.7/20), background=SynthesisCfg(w_dim, raw, channels, base//2, top), offset=replace(OFFSET, z_dim=w_dim//2), offset_start=.02)
+                        render=dict(final_map='none', crop=.7/20, jitter=jitter), background=SynthesisCfg(w_dim, raw, channels, base//2, top), offset=replace(OFFSET, z_dim=w_dim//2), offset_start=.02)
     return PanoHeadCfg(G, DiscriminatorCfg(side, ('image', 'raw', 'mask'), channel_base=d_base or base*2//3, channel_max=top, map_layers=2, clamp=None), train)
 
 
@@ -204,19 +205,19 @@ def training(kimg, batch, gamma, raw, **kw):
     "Of a small model: the published schedules, shortened in proportion."
     return short(kimg, batch, gamma, raw, PanoTrainCfg, dict(blur_sigma=1., swap_prob=.7), mask_gamma=gamma, noise_kimg=kimg/20, **kw)
 
-# %% ../../nbs/4_papers/41_panohead.ipynb #6bef4d4a
+# %% ../../nbs/4_papers/41_panohead.ipynb #910efbea
 PAPER = PanoHeadGCfg(sampler=SamplerCfg(AXES['panohead'], 3, reduce='sum'), decoder=DecoderCfg(), render=RenderCfg(), torgb=False, offset=replace(OFFSET, w_dim=6),
                      background=SynthesisCfg(resolution=64, channels=3, channel_base=16384))
 CONFIGS = {
     'tiny': small(16, 16, 16, w_dim=32, base=512, top=32, samples=12, train=training(0.064, 8, 0.3, 16, log_every=1)),
     'micro': small(32, 32, channels=12, samples=12, d_base=1024, train=training(10., 16, 0.3, 32, share_fakes=True, lr_G=0.002, lr_D=0.003)),
-    'mini': small(64, 32, channels=16, w_dim=128, base=3072, top=128, samples=14, d_base=2048, train=training(200., 16, 0.1, 32, share_fakes=True, lr_G=0.0015, lr_D=0.003)),
+    'mini': small(64, 32, channels=16, w_dim=128, base=3072, top=128, samples=14, d_base=2048, jitter='picture', train=training(200., 16, 0.1, 32, share_fakes=True, lr_G=0.0015, lr_D=0.003)),
     'paper': PanoHeadCfg(PAPER, train=PanoTrainCfg(offset_batch_mean=False, swap_background=0., noise_kimg=0.)),
     'released': PanoHeadCfg(train=PanoTrainCfg(back_repeat=4.))}
 
 config = partial(choose, CONFIGS, 'PanoHead')   # name -> PanoHeadCfg
 
-# %% ../../nbs/4_papers/41_panohead.ipynb #8606c28c
+# %% ../../nbs/4_papers/41_panohead.ipynb #955a40ed
 def take_over(cfg: PanoHeadCfg,
               own: dict,    # state of the network as it was born
               given: dict,  # state of a PanoHead's network, or of an EG3D's with the same sizes and lr_mul
@@ -235,7 +236,7 @@ def take_over(cfg: PanoHeadCfg,
     own = {k: v*.2 if k.startswith('backdrop.') and k.endswith('.torgb.weight') else v for k, v in own.items()}    # a pale background at first
     return own | g
 
-# %% ../../nbs/4_papers/41_panohead.ipynb #eacff5a6
+# %% ../../nbs/4_papers/41_panohead.ipynb #6572d2ef
 def released_cfg(kwargs,       # constructor arguments of a released generator, by their names
                  raw_size=64,  # attribute neural_rendering_resolution
                  options=None, # attribute rendering_kwargs, where it differs from the constructor's
