@@ -8,7 +8,8 @@ __all__ = ['HIGH', 'HEAD_PARTS', 'FILL', 'TESTS', 'IMAGENET', 'FORMS', 'made_pho
            'OnnxBoxes', 'pose_of', 'angles_of', 'spin', 'bins_mean', 'PoseCfg', 'OnnxPose', 'judge_pose', 'level_cut',
            'Constants', 'Head', 'level_head', 'landmark_faces', 'judge_landmarks', 'MaskCfg', 'OnnxMask']
 
-# %% ../nbs/6_tools/63a_detect.ipynb #c1fdcbd1
+# %% ../nbs/6_tools/63a_detect.ipynb #42bc0b79
+from pathlib import Path
 import math
 from dataclasses import dataclass, replace
 import numpy as np
@@ -19,10 +20,10 @@ from .base.camera import intrinsics, make_label, orbit, project, split_label
 from .base.core import BadInput, require, sha256_of, suggest
 from .base.show import to_uint8
 from .field.heads import posed, render_heads, sample_head
-from .gan.external import TYPES, check_onnx
+from .gan.external import TYPES, onnx_session
 from .gan.judges import angles, axis_rotation, camera_to_head
 
-# %% ../nbs/6_tools/63a_detect.ipynb #21e92cec
+# %% ../nbs/6_tools/63a_detect.ipynb #a9067596
 def made_photo(seed,        # any integer: the person, and what is not given
                yaw=None,    # degrees; None: all around
                roll=None,   # degrees, the head leaning clockwise; None: drawn, 12 degrees spread
@@ -41,7 +42,7 @@ def made_photo(seed,        # any integer: the person, and what is not given
     return dict(rgb=to_uint8(out['image'])[0], mask=(out['mask'][0, 0]*255).round().byte().numpy(), square=(*(uv[0, 0]*size).tolist(), RADIUS/float(far[0, 0])*f/FOCAL*size), R=r[0].T.numpy(),
                 **{n: math.degrees(float(x)) for n, x in zip(('yaw', 'pitch', 'roll'), angles(r))})
 
-# %% ../nbs/6_tools/63a_detect.ipynb #99cda898
+# %% ../nbs/6_tools/63a_detect.ipynb #c99ffb6c
 HIGH = 1.25   # height of a head by its width
 
 def mask_box(mask,       # bool [h,w]
@@ -74,7 +75,7 @@ def alpha_boxes(photo, square=None): # Photo -> [(x0, y0, x1, y1, score)], the l
     found = [mask_box(parts == i + 1, shoulders=True) for i in np.argsort(-sizes)[:8] if sizes[i] > max(64, .1*sizes.max())]
     return [(*b, 1.) for b in found if b]
 
-# %% ../nbs/6_tools/63a_detect.ipynb #f3afc9bb
+# %% ../nbs/6_tools/63a_detect.ipynb #03a76437
 HEAD_PARTS = 'skin', 'brow', 'eye', 'ear', 'lip', 'mouth', 'hair', 'beard', 'glasses', 'hat'
 FILL = .62                                                # of a square is the box of its head, by side
 TESTS = ((0, 0, .8), (0, 0, 1.3), (.12, -.1, 1.), (-.12, .1, 1.))   # shift and scale of the windows that must agree
@@ -103,7 +104,7 @@ def windows(w, h, scales=(1., .62, .4)): # -> squares that cover a picture, half
     at = lambda n, s: np.linspace(s/2, n - s/2, math.ceil(2*(n/s - 1)) + 1) if n > s else [n/2]
     return [(float(x), float(y), s) for s in (k*min(w, h) for k in scales) for y in at(h, s) for x in at(w, s)]
 
-# %% ../nbs/6_tools/63a_detect.ipynb #dd837690
+# %% ../nbs/6_tools/63a_detect.ipynb #b9554fe6
 def unlike(boxes, limit=.4): # the better ones first -> those that repeat no earlier one
     kept = []
     for b in boxes:
@@ -129,7 +130,7 @@ def judge_boxes(photo,          # Photo
     found = sorted([(*b, min(s[:-1]), s[-1]) for b, s in zip(found, same) if min(s[:-1]) >= enough], key=lambda b: -b[4])
     return [b[:5] for b in found[:1] + [b for b in found[1:] if b[4] >= more and b[5] >= wide]]
 
-# %% ../nbs/6_tools/63a_detect.ipynb #cb2bc715
+# %% ../nbs/6_tools/63a_detect.ipynb #6f7638c1
 @dataclass(frozen=True)
 class NetCfg:
     "How a network wants its picture."
@@ -145,14 +146,8 @@ IMAGENET = NetCfg(mean=(123.675, 116.28, 103.53), scale=(58.395, 57.12, 57.375))
 class OnnxNet:
     "An ONNX file that reads one picture."
     def __init__(self, path, cfg=NetCfg()):
-        path = check_onnx(path)
+        path, self.session = Path(path), onnx_session(path)
         require(cfg.order in ('RGB', 'BGR') and min(cfg.scale) > 0, f'{path}: order {cfg.order!r} is RGB or BGR, scale {cfg.scale} is positive')
-        try: import onnxruntime
-        except ImportError as e: raise BadInput(f"onnxruntime is not installed ({e}): pip install 'headnb[onnx]'") from None
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 4
-        try: self.session = onnxruntime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
-        except Exception as e: raise BadInput(f'{path} cannot be run: {str(e).splitlines()[0][:200]}') from None
         self.name, self.cfg, port = f'{path.stem} ({sha256_of(path)[:12]})', cfg, self.session.get_inputs()[0]
         shape = list(port.shape or [])
         require(len(self.session.get_inputs()) == 1 and len(shape) == 4 and 3 in (shape[1], shape[3]) and port.type in TYPES, f'{path} reads {shape} of {port.type}; one picture [1,3,h,w] or [1,h,w,3] is expected')
@@ -169,7 +164,7 @@ class OnnxNet:
         require(all(np.isfinite(o).all() for o in out), f'{self.name} made numbers that are not finite; are mean {self.cfg.mean} and scale {self.cfg.scale} right?')
         return [np.asarray(o, np.float32) for o in out]
 
-# %% ../nbs/6_tools/63a_detect.ipynb #b54c8261
+# %% ../nbs/6_tools/63a_detect.ipynb #792ad963
 FORMS = 'centre', 'columns', 'corners'
 
 
@@ -213,7 +208,7 @@ class OnnxBoxes:
         b = b[np.argsort(-b[:, 4], kind='stable')[:300]]/[k, k, k, k, 1]
         return unlike([tuple(map(float, r)) for r in b], self.cfg.same)
 
-# %% ../nbs/6_tools/63a_detect.ipynb #f1799d48
+# %% ../nbs/6_tools/63a_detect.ipynb #22dfa26c
 def pose_of(yaw, pitch, roll): # degrees -> R [3,3], world -> camera; yaw > 0: the camera is at the head's left ear; roll > 0: the head leans clockwise
     "The inverse of `angles`."
     yaw, pitch, roll = math.radians(yaw), math.radians(max(-89.9, min(89.9, pitch))), math.radians(roll)
@@ -229,7 +224,7 @@ def spin(roll): # radians -> [3,3]: turns the picture, and the camera's axes, so
     c, s = math.cos(roll), math.sin(roll)
     return np.array([[c, s, 0], [-s, c, 0], [0, 0, 1.]])
 
-# %% ../nbs/6_tools/63a_detect.ipynb #b6ba9ada
+# %% ../nbs/6_tools/63a_detect.ipynb #b92f27e8
 def bins_mean(logits,): # [n], steps of 3 degrees around 0 -> degrees
     "Mean of a row of bins; circular where they close."
     p = np.exp(logits - logits.max())
@@ -270,7 +265,7 @@ def judge_pose(crop, judges=None): # uint8 [s,s,3] -> R
     with torch.no_grad(): a, b = judges.net(torch.cat([x, x.flip(-1)]))['rotation']
     return middle([a.T.numpy(), (flip[:, None]*b*flip).T.numpy()])
 
-# %% ../nbs/6_tools/63a_detect.ipynb #d43f3c5e
+# %% ../nbs/6_tools/63a_detect.ipynb #049c80ea
 def level_cut(picture, square, roll, size): # uint8 [h,w(,3)], (x, y, side), radians, pixels -> uint8 [size,size(,3)]
     "A square of the picture that is turned until the head stands upright."
     from PIL import Image
@@ -297,7 +292,7 @@ class Constants:
 
     def matrix(self): return axis_rotation(torch.tensor([self.turn]).double().deg2rad())[0].numpy()
 
-# %% ../nbs/6_tools/63a_detect.ipynb #e827db0f
+# %% ../nbs/6_tools/63a_detect.ipynb #fb3793b5
 @dataclass
 class Head:
     "A head without landmarks."
@@ -329,7 +324,7 @@ def level_head(photo, box,   # Photo, (x0, y0, x1, y1, score)
         roll = math.radians(angles_of(R)[2])
     return Head(float(X), float(Y), float(B), roll, R.tolist(), tuple(float(v) for v in box), (float(B/b), float(math.hypot(X - x, Y - y)/b)))
 
-# %% ../nbs/6_tools/63a_detect.ipynb #eab974c3
+# %% ../nbs/6_tools/63a_detect.ipynb #9485c8dd
 def landmark_faces(faces,    # [Face]
                    world):   # World
     "Faces with their crops, the best first: [dict(square, R, scale, shift, score, box)]."
@@ -357,7 +352,7 @@ def judge_landmarks(photo, heads, judges=None, size=256): # Photo, [Head] -> [Fa
             out.append(Face(back, f.score, (*back.min(0), *back.max(0)), f.kind, 0, None if f.turn is None else spin(-h.roll)@f.turn))
     return out
 
-# %% ../nbs/6_tools/63a_detect.ipynb #1c2ce330
+# %% ../nbs/6_tools/63a_detect.ipynb #9af17dba
 @dataclass(frozen=True)
 class MaskCfg:
     "How a network's mask is read."

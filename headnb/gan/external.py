@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['TEMPLATE', 'MAX_ONNX', 'MAX_NESTING', 'WITHIN', 'TYPES', 'FACE_BOX', 'five_points', 'similarity', 'face_crop',
-           'varint', 'fields', 'outside_files', 'check_onnx', 'OnnxIdentity', 'onnx_identity', 'dlib_parts',
-           'DlibIdentity', 'dlib_identity']
+           'varint', 'fields', 'outside_files', 'check_onnx', 'OnnxIdentity', 'onnx_session', 'onnx_identity',
+           'dlib_parts', 'DlibIdentity', 'dlib_identity']
 
-# %% ../../nbs/3_gan/33b_external.ipynb #8f005320
+# %% ../../nbs/3_gan/33b_external.ipynb #68d61feb
 import os
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from ..base.core import BadInput, require, sha256_of
 from .judges import load_judges
 
-# %% ../../nbs/3_gan/33b_external.ipynb #4ca490bb
+# %% ../../nbs/3_gan/33b_external.ipynb #5501a555
 TEMPLATE = (38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493, 92.3655), (70.7299, 92.2041)   # pixels of 112: eyes, nose, mouth
 
 
@@ -34,7 +34,7 @@ def similarity(p, q):  # [n,k,2] each -> complex a, b [n]: q = a p + b, as well 
     a = (dp.conj()*dq).sum(1)/dp.abs().square().sum(1).clamp(min=1e-12)
     return a, q.mean(1) - a*p.mean(1)
 
-# %% ../../nbs/3_gan/33b_external.ipynb #abc9e12f
+# %% ../../nbs/3_gan/33b_external.ipynb #b0e83137
 def face_crop(images,      # [n,3,h,w]
               points,      # [n,5,2] or [n,68,2], in image widths, 0..1
               size=112,    # pixels of the result; the template grows with it
@@ -48,7 +48,7 @@ def face_crop(images,      # [n,3,h,w]
     grid = torch.view_as_real((u - b[:, None, None])/torch.where(a.abs() > 1e-9, a, 1)[:, None, None]).to(images.dtype)
     return F.avg_pool2d(F.grid_sample(images, 2*grid - 1, padding_mode='border', align_corners=False), fine)
 
-# %% ../../nbs/3_gan/33b_external.ipynb #8a249472
+# %% ../../nbs/3_gan/33b_external.ipynb #f381c8a4
 MAX_ONNX, MAX_NESTING = 2 << 30, 64   # bytes; messages within messages
 
 
@@ -76,7 +76,7 @@ def fields(data):  # memoryview of one message
         yield key >> 3, data[i:i+n]
         i += n
 
-# %% ../../nbs/3_gan/33b_external.ipynb #0dce143f
+# %% ../../nbs/3_gan/33b_external.ipynb #cb888a6c
 WITHIN = dict(model={7: 'graph', 20: 'training', 25: 'function'}, graph={1: 'node', 5: 'tensor', 15: 'sparse'}, function={7: 'node', 11: 'attribute'}, node={5: 'attribute'},
               training={1: 'graph', 2: 'graph'}, attribute={5: 'tensor', 6: 'graph', 10: 'tensor', 11: 'graph', 22: 'sparse', 23: 'sparse'}, sparse={1: 'tensor', 2: 'tensor'}, tensor={13: 'entry'})
 
@@ -109,7 +109,7 @@ def check_onnx(path):  # -> Path
         require(there.startswith(root + os.sep) and os.path.isfile(there), f'{path} wants to read {name!r}, which is not a file below its own folder: refused')
     return path
 
-# %% ../../nbs/3_gan/33b_external.ipynb #b79b0a3c
+# %% ../../nbs/3_gan/33b_external.ipynb #606e896f
 class OnnxIdentity:
     "Images [n,3,h,w] in -1..1 -> unit vectors [n,e], by an ONNX network that reads aligned faces."
     def __init__(self, session, name, landmarks, mean, scale, order):
@@ -140,7 +140,7 @@ class OnnxIdentity:
         require(bool(y.isfinite().all()), f'{self.name} made numbers that are not finite; are mean {self.mean} and scale {self.scale} right?')
         return F.normalize(y, dim=1)
 
-# %% ../../nbs/3_gan/33b_external.ipynb #c47c8314
+# %% ../../nbs/3_gan/33b_external.ipynb #d6e5da05
 TYPES = {'tensor(float)': 'float32', 'tensor(float16)': 'float16', 'tensor(double)': 'float64', 'tensor(uint8)': 'uint8'}
 
 
@@ -163,7 +163,18 @@ def _output(session, name):
     require(len(found) == 1, f'{name} has {len(found)} outputs that could be an identity ({", ".join(f"{p.name} {p.shape}" for p in session.get_outputs())}); exactly one [n,e] was expected')
     return found[0]
 
-# %% ../../nbs/3_gan/33b_external.ipynb #47c9e101
+# %% ../../nbs/3_gan/33b_external.ipynb #812209b2
+def onnx_session(path): # .onnx file
+    "A checked file, ready to run on the processor."
+    path = check_onnx(path)
+    try: import onnxruntime
+    except ImportError as e: raise BadInput(f"onnxruntime is not installed ({e}): pip install 'headnb[onnx]'") from None
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 4
+    try: return onnxruntime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
+    except Exception as e: raise BadInput(f'{path} cannot be run: {str(e).splitlines()[0][:200]}') from None
+
+# %% ../../nbs/3_gan/33b_external.ipynb #9e86c7f9
 def onnx_identity(path,            # .onnx file of a network that reads aligned faces
                   landmarks='judge', # 'judge': ours; a callable images -> [n,68,2] or [n,5,2] in 0..1; None: pictures are already aligned, and only resized
                   mean=127.5, scale=127.5, # of pixels in 0..255, see the table
@@ -173,16 +184,10 @@ def onnx_identity(path,            # .onnx file of a network that reads aligned 
     require(order in ('RGB', 'BGR'), f"order is {order!r}; expected 'RGB' or 'BGR'")
     require(scale > 0, f'scale is {scale}; expected a positive number')
     require(landmarks in ('judge', None) or callable(landmarks), f"landmarks is {landmarks!r}; expected 'judge', a function, or None")
-    path = check_onnx(path)
-    try: import onnxruntime
-    except ImportError as e: raise BadInput(f"onnxruntime is not installed ({e}): pip install 'headnb[onnx]'") from None
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 4
-    try: session = onnxruntime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
-    except Exception as e: raise BadInput(f'{path} cannot be run: {str(e).splitlines()[0][:200]}') from None
-    return OnnxIdentity(session, f'{path.stem} ({sha256_of(path)[:12]})', load_judges().landmarks if landmarks == 'judge' else landmarks, mean, scale, order)
+    session = onnx_session(path)
+    return OnnxIdentity(session, f'{Path(path).stem} ({sha256_of(path)[:12]})', load_judges().landmarks if landmarks == 'judge' else landmarks, mean, scale, order)
 
-# %% ../../nbs/3_gan/33b_external.ipynb #b37bd6d1
+# %% ../../nbs/3_gan/33b_external.ipynb #d19fa1c7
 FACE_BOX = .26, .3, .74, .78   # x0, y0, x1, y1 of the face in EG3D's crop, in image widths
 
 
