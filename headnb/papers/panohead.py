@@ -160,11 +160,6 @@ class PanoHeadCfg(ModelCfg):
     D: DiscriminatorCfg = DiscriminatorCfg(keys=('image', 'raw', 'mask'), half='float16')
     train: PanoTrainCfg = PanoTrainCfg()
 
-    def __post_init__(self):
-        super().__post_init__()
-        extra = [k for k in self.train.r1_keys if k not in self.D.keys]
-        require(not extra, f'train.r1_keys names {extra}, which D does not read; it reads {list(self.D.keys)}')
-
 # %% ../../nbs/4_papers/41_panohead.ipynb #f0dd7d31
 def build(cfg: PanoHeadCfg): # -> (G, D)
     "The networks of a configuration."
@@ -179,7 +174,10 @@ def terms(cfg: PanoHeadCfg) -> list:
 
 
 def arrange(cfg: PanoHeadCfg, data): # HeadDataset -> the same
-    "Refuse a set that shows faces only."
+    "Refuse a set that shows faces only, and a penalty on what D does not read."
+    reads = [*cfg.D.keys, *(['mask'] if cfg.D.mask_side else [])]
+    extra = [k for k in cfg.train.r1_keys if k not in reads]
+    require(not extra, f'train.r1_keys names {extra}, which D does not read; it reads {reads}')
     far = torch.rad2deg(yaw_pitch(data.labels)[0].abs().max()).item()
     require(far >= 90, f'{data.path}: no view from behind (largest |yaw| {far:.0f} degrees), and PanoHead learns heads from all sides; faces are for `paper: eg3d`')
     return data
