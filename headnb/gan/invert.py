@@ -346,7 +346,7 @@ def terms(self: Search, t):  # share of the stage -> {name: number}
     if cfg.locality and self.name == 'tune': out['locality'] = self.locality(ws)
     return out
 
-
+# %% ../../nbs/3_gan/38_invert.ipynb #de493c83
 @patch
 @torch.no_grad()
 def guess(self: Search):  # -> z [1,z_dim]
@@ -543,7 +543,7 @@ def row(self: Search, terms, dt):  # dict, seconds of the step -> a line of the 
     "What is remembered of a step."
     return dict(step=self.step, seconds=self.seconds + dt, rays=self.picture.shape[-1], psnr=10*math.log10(4/max(terms['pixel'], 1e-10)), **terms)
 
-
+# %% ../../nbs/3_gan/38_invert.ipynb #22b9403a
 def invert(G,                  # a Generator; it is not changed
            target,             # [1,3,h,h] in -1..1
            c,                  # [1,25] its camera
