@@ -9,6 +9,15 @@ from headnb.runs import EXIT, TrainRun, main
 TRAIN = '{kimg: 0.024, batch: 4, snapshot_kimg: 0.008, log_every: 1, preview_kimg: 0.012, density_every: 2, r1_every: 2}'
 
 
+@pytest.fixture(scope='module', autouse=True)
+def one_thread():
+    "Every run of this file on one thread: sums are the same bit for bit only where their parts are added in the same order."
+    with pytest.MonkeyPatch.context() as m:
+        m.setenv('OMP_NUM_THREADS', '1')
+        m.setenv('HEADNB_QUIET', '1')
+        yield
+
+
 @pytest.fixture(scope='module')
 def place(tmp_path_factory):
     "A folder with a small data set and a specification."
@@ -27,7 +36,7 @@ def place(tmp_path_factory):
 
 
 def command(place, *args, kill=None):
-    env = os.environ | {'OMP_NUM_THREADS': '1', 'HEADNB_QUIET': '1'} | ({'HEADNB_KILL_AT': kill} if kill else {})
+    env = os.environ | ({'HEADNB_KILL_AT': kill} if kill else {})
     done = subprocess.run([sys.executable, '-m', 'headnb.runs', str(place/'small.yaml'), '--out', str(place/'out'), *args], env=env, cwd=repo_path(), capture_output=True, text=True, timeout=280)
     return done.returncode, done.stdout + done.stderr
 
@@ -108,8 +117,7 @@ def test_two_stages_of_head3d(place, capsys):
         assert main(args(change)) == EXIT['refused'], change
         err = capsys.readouterr().err
         assert message in err and err.count('\n') == 1, err
-    env = os.environ | {'OMP_NUM_THREADS': '1', 'HEADNB_QUIET': '1'}
-    killed = subprocess.run([sys.executable, '-m', 'headnb.runs', *args()], env=env | {'HEADNB_KILL_AT': 'D_step:3'}, cwd=repo_path(), capture_output=True, text=True, timeout=280)
+    killed = subprocess.run([sys.executable, '-m', 'headnb.runs', *args()], env=os.environ | {'HEADNB_KILL_AT': 'D_step:3'}, cwd=repo_path(), capture_output=True, text=True, timeout=280)
     assert killed.returncode == EXIT['killed'], killed.stderr
     assert main([*args(f'teacher={head}'), '--resume']) == EXIT['refused'] and 'cannot be resumed: teacher was' in capsys.readouterr().err
     assert main([*args(), '--resume']) == 0 and main(args('name=whole')) == 0
@@ -138,7 +146,7 @@ def test_columns_of_panohead(place, capsys):
     assert main(args('name=row-eg3d', *eg3d)) == 0 and main(args('name=row-six', 'G.offset.w_dim=6', 'train.offset_batch_mean=false')) == 0
     assert open_generator(root/'row-eg3d')[0].shift(None, None) is None and open_generator(root/'row-six')[0].cfg.offset.w_dim == 6
     start = f'start={{G: {root}/face}}'
-    killed = subprocess.run([sys.executable, '-m', 'headnb.runs', *args(start)], env=os.environ | {'OMP_NUM_THREADS': '1', 'HEADNB_QUIET': '1', 'HEADNB_KILL_AT': 'D_step:3'}, cwd=repo_path(), capture_output=True, text=True, timeout=280)
+    killed = subprocess.run([sys.executable, '-m', 'headnb.runs', *args(start)], env=os.environ | {'HEADNB_KILL_AT': 'D_step:3'}, cwd=repo_path(), capture_output=True, text=True, timeout=280)
     assert killed.returncode == EXIT['killed'], killed.stderr
     assert main([*args(start), '--resume']) == 0 and main(args(start, 'name=whole')) == 0
     a, b = (weights_of(root/n) for n in ('pano', 'whole'))

