@@ -7,7 +7,7 @@ __all__ = ['IMAGE_TYPES', 'MAX_ENTRY', 'MAX_JSON', 'MAX_SIDE', 'MAX_RATIO', 'SMA
            'FolderSource', 'open_source', 'decode', 'to_size', 'read_labels', 'HeadDataset', 'data_hash',
            'write_dataset', 'Order', 'collate', 'Batches', 'InTurn', 'in_turn', 'pose_weights']
 
-# %% ../../nbs/3_gan/31_data.ipynb #9e1749e4
+# %% ../../nbs/3_gan/31_data.ipynb #c112990a
 import copy, hashlib, io, json, os, re, zipfile, zlib
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -18,7 +18,7 @@ from fastcore.basics import patch
 from ..base.core import BadInput, require, suggest, write_atomic
 from ..base.camera import check_label, mirror_label, yaw_pitch
 
-# %% ../../nbs/3_gan/31_data.ipynb #f9207fe2
+# %% ../../nbs/3_gan/31_data.ipynb #bbad73ac
 IMAGE_TYPES = ('.png', '.jpg', '.jpeg', '.bmp', '.webp')
 MAX_ENTRY, MAX_JSON, MAX_SIDE = 64 << 20, 256 << 20, 8192   # bytes, bytes, pixels: more is refused before it is unpacked
 MAX_RATIO, SMALL = 200, 16 << 20                            # so are entries of more than SMALL bytes that unpack to more than so many times their packed size
@@ -32,7 +32,7 @@ def check_name(name: str,   # entry of an archive, or path relative to the folde
     require(not bad, f'{where}: entry {name!r} leaves the folder of the data set')
     return name
 
-# %% ../../nbs/3_gan/31_data.ipynb #9f617025
+# %% ../../nbs/3_gan/31_data.ipynb #96c371a5
 class ZipSource:
     "Entries of a zip; reads are safe in threads and after a fork or pickle."
     def __init__(self, path):
@@ -64,7 +64,7 @@ class ZipSource:
         except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as e:
             raise BadInput(f'{self.path}: {name} cannot be read ({e})') from None
 
-# %% ../../nbs/3_gan/31_data.ipynb #2b02f34a
+# %% ../../nbs/3_gan/31_data.ipynb #3b3b4f03
 class FolderSource:
     "Files below a folder, by their path relative to it."
     def __init__(self, path):
@@ -83,7 +83,7 @@ class FolderSource:
         require(size <= limit, f'{self.path}: {name} has {size >> 20} MiB; at most {limit >> 20} MiB are accepted')
         return (self.path/name).read_bytes()
 
-# %% ../../nbs/3_gan/31_data.ipynb #de0c0acb
+# %% ../../nbs/3_gan/31_data.ipynb #c4e50801
 def open_source(path,  # a .zip file or a folder
                ):      # ZipSource or FolderSource
     "Open a container of images."
@@ -93,7 +93,7 @@ def open_source(path,  # a .zip file or a folder
     require(path.exists(), f'no data set at {path}')
     return FolderSource(path) if path.is_dir() else ZipSource(path)
 
-# %% ../../nbs/3_gan/31_data.ipynb #bedc0d60
+# %% ../../nbs/3_gan/31_data.ipynb #b2e3d4de
 def decode(data: bytes,   # a picture file
            name: str,     # for messages
            mode='RGB',    # 'RGB', 'L' (mask) or 'I;16' (depth)
@@ -111,7 +111,7 @@ def decode(data: bytes,   # a picture file
             f'{name}: mode {im.mode}; 8-bit RGB without alpha is expected (masks are an archive of their own)')
     return im if im.mode == mode else im.convert(mode)
 
-# %% ../../nbs/3_gan/31_data.ipynb #9f693737
+# %% ../../nbs/3_gan/31_data.ipynb #6c37e23f
 def to_size(im,            # square PIL image
             size: int,     # wanted side in pixels; None keeps it
             name: str,     # for messages
@@ -125,11 +125,10 @@ def to_size(im,            # square PIL image
     hit = (d > 0).sum((1, 3))
     return (d.sum((1, 3))/np.maximum(hit, 1)*(hit*2 >= (side//size)**2)).round().astype(np.uint16)
 
-# %% ../../nbs/3_gan/31_data.ipynb #9f20b45c
+# %% ../../nbs/3_gan/31_data.ipynb #111aa16b
 def read_labels(source,             # ZipSource or FolderSource
                 names,              # image names that need one
-                dim: int = 25,      # numbers per label: 25 camera numbers, then whatever a paper adds
-               ):                   # (labels float32 [n,dim], {name: reason} of the entries without a good one, the whole json)
+               ):                   # (labels float32 [n,25+k], {name: reason} of the entries without a good one, the whole json)
     "The label of every image."
     require('dataset.json' in source.names, f'{source.path}: no dataset.json, so no camera labels')
     try: table = json.loads(source.read('dataset.json', MAX_JSON))
@@ -142,14 +141,20 @@ def read_labels(source,             # ZipSource or FolderSource
         require(isinstance(p, (list, tuple)) and len(p) == 2, f'{source.path}: dataset.json: {str(p)[:60]} is not [name, numbers]')
         if p[0] in rows and rows[p[0]] != p[1]: bad[p[0]] = 'has two different labels'
         rows[p[0]] = p[1]
-    labels = np.zeros((len(names), dim), np.float32)
+    labels = np.zeros((len(names), _length(rows.values())), np.float32)
     for i, n in enumerate(names):
         if n not in rows: bad[n] = 'has no label in dataset.json'
         elif n not in bad: bad.update(_numbers(n, rows[n], labels[i]))
     bad.update(_cameras([n for n in names if n not in bad], labels[[n not in bad for n in names]]))
     return torch.from_numpy(labels), {n: r for n, r in bad.items() if n in set(names)}, table
 
-# %% ../../nbs/3_gan/31_data.ipynb #81ca6e3b
+# %% ../../nbs/3_gan/31_data.ipynb #7f686ea5
+def _length(rows):
+    "Numbers of a label: what most rows have, 25 of the camera at least."
+    sizes = [len(r) for r in rows if isinstance(r, (list, tuple))]
+    return max(25, max(set(sizes), key=sizes.count, default=25))
+
+
 def _numbers(name, row, out):
     "Fill `out` with a row of the json; {name: reason} if that fails."
     if not isinstance(row, (list, tuple)) or len(row) != len(out):
@@ -170,7 +175,7 @@ def _cameras(names, labels):
         except BadInput as e: bad[n] = f'has a bad camera: {str(e).split(": ", 1)[-1]}'
     return bad
 
-# %% ../../nbs/3_gan/31_data.ipynb #46650443
+# %% ../../nbs/3_gan/31_data.ipynb #d8ae1736
 class HeadDataset(torch.utils.data.Dataset):
     "Pictures with cameras from a zip or folder."
     def __init__(self,
@@ -182,14 +187,13 @@ class HeadDataset(torch.utils.data.Dataset):
                  labels=True,        # False: pictures only
                  mirror=False,       # also every picture flipped: len doubles
                  cache=1 << 30,      # keep decoded pictures in memory if the set needs at most this many bytes
-                 label_dim=25,       # numbers per label
                 ):
         require(on_error in ('raise', 'skip'), f"on_error is {on_error!r}; 'raise' or 'skip'")
         self.path, self.source, self.mirror, self.skipped = Path(path), open_source(path), mirror, []
         self.names = [n for n in self.source.names if n.lower().endswith(IMAGE_TYPES)]
         require(self.names, f'{path}: no pictures ({", ".join(IMAGE_TYPES)})')
         self.beside = {k: s for k, v in (('mask', masks), ('depth', depth)) if (s := self._find(v, 'masks' if k == 'mask' else k))}
-        self.labels, bad, table = read_labels(self.source, self.names, label_dim) if labels else (None, {}, {})
+        self.rows, bad, table = read_labels(self.source, self.names) if labels else (None, {}, {})
         self.meta, self.info = table.get('meta', {}), table.get('info', {})
         self._drop(bad, on_error)
         self.resolution, self._store = resolution, None
@@ -197,7 +201,14 @@ class HeadDataset(torch.utils.data.Dataset):
         self.resolution = len(self._read(self.names[0])[0])
         self.cache = cache
         self._start_cache(cache)
-        if mirror and labels: self.labels = torch.cat([self.labels, torch.cat([mirror_label(self.labels[:, :25]), self.labels[:, 25:]], 1)])
+        if not (mirror and labels): return
+        require(self.drive is None, f'{path}: mirrored pictures need mirrored codes, and what mirrors them is the rig; write both into the set (`fit`, notebook 38b) and leave `mirror` off')
+        self.rows = torch.cat([self.rows, mirror_label(self.rows)])
+
+    @property
+    def labels(self): return None if self.rows is None else self.rows[:, :25]                               # [n,25] cameras
+    @property
+    def drive(self): return None if self.rows is None or self.rows.shape[1] == 25 else self.rows[:, 25:]    # [n,k] codes of a rig, where the set has them
 
     def __len__(self): return len(self.names)*(1 + self.mirror)
     def __repr__(self): return f'HeadDataset({self.path.name}: {len(self)} pictures of {self.resolution}, {[*self.beside] or "no masks"}, {len(self.skipped)} skipped)'
@@ -209,9 +220,9 @@ class HeadDataset(torch.utils.data.Dataset):
         item = dict(zip(('image', *self.beside), self._arrays(i % n)))
         item = {k: torch.from_numpy(np.ascontiguousarray(np.flip(v, -1) if i >= n else v)) for k, v in item.items()}
         if 'depth' in item: item['depth'] = item['depth'].float()/DEPTH_UNIT
-        return item | ({} if self.labels is None else {'c': self.labels[i]}) | {'index': torch.tensor(i), 'name': self.names[i % n]}
+        return item | {k: v[i] for k, v in (('c', self.labels), ('drive', self.drive)) if v is not None} | {'index': torch.tensor(i), 'name': self.names[i % n]}
 
-# %% ../../nbs/3_gan/31_data.ipynb #ad31a4f4
+# %% ../../nbs/3_gan/31_data.ipynb #de9e0b46
 DEPTH_UNIT = 10000.   # stored 16-bit depth = distance along the ray in world units x this
 
 
@@ -242,7 +253,7 @@ def _partner(self: HeadDataset, kind, source, name):
     require(other, f'{source.path}: no {kind} for {name}')
     return other
 
-# %% ../../nbs/3_gan/31_data.ipynb #76c4ea6a
+# %% ../../nbs/3_gan/31_data.ipynb #b9347e55
 def _check(self: HeadDataset):
     "{name: reason} of every entry that cannot be used, read by all threads."
     def one(name):
@@ -263,10 +274,10 @@ def _drop(self: HeadDataset, bad, on_error):
     keep = [i for i, n in enumerate(self.names) if n not in bad]
     self.skipped += sorted(bad.items())
     self.names = [self.names[i] for i in keep]
-    if self.labels is not None: self.labels = self.labels[keep]
+    if self.rows is not None: self.rows = self.rows[keep]
     require(keep, f'{self.path}: nothing is left after skipping {len(bad)} bad entries; the first: {first} {bad[first]}')
 
-# %% ../../nbs/3_gan/31_data.ipynb #7ac16869
+# %% ../../nbs/3_gan/31_data.ipynb #cc1a9ce2
 def _start_cache(self: HeadDataset, limit):
     "Room for the decoded pictures, if they fit in `limit` bytes."
     n, s = len(self.names), self.resolution
@@ -285,19 +296,19 @@ def _arrays(self: HeadDataset, i):
         self._have[i] = True
     return arrays
 
-# %% ../../nbs/3_gan/31_data.ipynb #b2565e44
+# %% ../../nbs/3_gan/31_data.ipynb #a052856a
 def data_hash(self: HeadDataset):
     "12 hexadecimal digits over names, contents (CRC-32) and labels of what is used."
     h = hashlib.sha256(json.dumps([[n, self.source.crc(n)] for n in self.names]).encode())
     for kind, source in self.beside.items(): h.update(json.dumps([kind, [source.crc(self._partner(kind, source, n)) for n in self.names]]).encode())
-    if self.labels is not None: h.update(self.labels[:len(self.names)].numpy().tobytes())
+    if self.rows is not None: h.update(self.rows[:len(self.names)].numpy().tobytes())
     return h.hexdigest()[:12]
 
 
 for f in (_find, _read, _partner, _check, _drop, _start_cache, _arrays): setattr(HeadDataset, f.__name__, f)
 HeadDataset.hash = cached_property(data_hash); HeadDataset.hash.__set_name__(HeadDataset, 'hash')
 
-# %% ../../nbs/3_gan/31_data.ipynb #535e5ad2
+# %% ../../nbs/3_gan/31_data.ipynb #5ecb6638
 def _png(a):  # array [h,w,3] or [h,w] uint8, or [h,w] uint16
     "Encoded picture (fast, lossless)."
     f = io.BytesIO()
@@ -324,9 +335,9 @@ class _FolderSink:
     def write(self, name, data): write_atomic(self.path/name, data)
     def close(self, ok): pass
 
-# %% ../../nbs/3_gan/31_data.ipynb #61256e3b
+# %% ../../nbs/3_gan/31_data.ipynb #96298063
 def write_dataset(path,         # .zip file or folder to make
-                  items,        # iterable of dict(image uint8 [h,w,3], c [25], mask uint8 [h,w]?, depth float [h,w]?, info?)
+                  items,        # iterable of dict(image uint8 [h,w,3], c [25], drive [k]?, mask uint8 [h,w]?, depth float [h,w]?, info?)
                   names=None,   # entry names; None: 00000/img00000000.png and so on
                   meta=None,    # JSON-able facts about the set, e.g. {'multi_view': False}
                  ) -> Path:
@@ -349,7 +360,7 @@ def write_dataset(path,         # .zip file or folder to make
             stem = name.rsplit('.', 1)[0] + '.png'
             if item.get('mask') is not None: sink('masks').write(stem, _png(np.asarray(item['mask'], np.uint8)))
             if item.get('depth') is not None: sink('depth').write(stem, _png(np.clip(np.rint(np.asarray(item['depth'])*DEPTH_UNIT), 0, 65535).astype(np.uint16)))
-            if item.get('c') is not None: labels.append([name, [float(v) for v in item['c']]])
+            if item.get('c') is not None: labels.append([name, [float(v) for k in ('c', 'drive') for v in item.get(k, ())]])
             if item.get('info') is not None: info[name] = item['info']
         require(done, f'{path}: no items to write')
         table = {'labels': labels or None} | ({'meta': meta} if meta else {}) | ({'info': info} if info else {})
@@ -359,7 +370,7 @@ def write_dataset(path,         # .zip file or folder to make
         for s in sinks.values(): s.close(ok)
     return path
 
-# %% ../../nbs/3_gan/31_data.ipynb #d89a93f0
+# %% ../../nbs/3_gan/31_data.ipynb #238dc21b
 class Order:
     "Endless shuffled indices; its whole state is (epoch, position)."
     def __init__(self, n: int,         # number of pictures
@@ -391,12 +402,12 @@ class Order:
         require(s['n'] == self.n, f'the checkpoint was trained on {s["n"]} pictures, this data set has {self.n}')
         self.seed, self.epoch, self.position = s['seed'], s['epoch'], s['position']
 
-# %% ../../nbs/3_gan/31_data.ipynb #ffcd24f2
+# %% ../../nbs/3_gan/31_data.ipynb #c5482301
 def collate(items,          # list of ds[i]
             device='cpu',
-           ) -> dict:       # image [b,3,h,w] -1..1, mask [b,1,h,w] 0..1, depth [b,1,h,w], c [b,25], index [b]
+           ) -> dict:       # image [b,3,h,w] -1..1, mask [b,1,h,w] 0..1, depth [b,1,h,w], c [b,25], drive [b,k], index [b]
     "Stack pictures and bring them to the ranges of the networks."
-    out = {k: torch.stack([x[k] for x in items]).to(device, non_blocking=True) for k in ('image', 'mask', 'depth', 'c', 'index') if k in items[0]}
+    out = {k: torch.stack([x[k] for x in items]).to(device, non_blocking=True) for k in ('image', 'mask', 'depth', 'c', 'drive', 'index') if k in items[0]}
     out['image'] = out['image'].float()/127.5 - 1
     if 'mask' in out: out['mask'] = out['mask'].float()/255
     return out
@@ -429,7 +440,7 @@ class Batches:
         self.order.load_state_dict(s)
         self._next, self._state = None, s
 
-# %% ../../nbs/3_gan/31_data.ipynb #c0c658a4
+# %% ../../nbs/3_gan/31_data.ipynb #3c228035
 class InTurn:
     "Several data sets that a run goes through in turn, one batch of each; cameras of the fakes come from the set whose turn it is."
     def __init__(self, **sets):   # name -> HeadDataset
@@ -455,12 +466,12 @@ def only(self: HeadDataset, keep):  # [n] bool, n pictures before mirroring; -> 
     keep, n = torch.as_tensor(keep).bool(), len(self.names)
     require(len(keep) == n and keep.any(), f'{self.path}: no picture is kept of {n}' if len(keep) == n else f'{self.path}: {len(keep)} marks for {n} pictures')
     part = copy.copy(self)
-    part.names, part.labels = [self.names[i] for i in keep.nonzero()[:, 0].tolist()], self.labels[keep.repeat(1 + self.mirror)]
+    part.names, part.rows = [self.names[i] for i in keep.nonzero()[:, 0].tolist()], self.rows[keep.repeat(1 + self.mirror)]
     part.__dict__.pop('hash', None)
     _start_cache(part, self.cache)
     return part
 
-# %% ../../nbs/3_gan/31_data.ipynb #f093a48d
+# %% ../../nbs/3_gan/31_data.ipynb #5bc92c4f
 def pose_weights(labels,               # [n,25]
                  strength: float = 1.,  # 0: every picture alike; 1: every yaw bin alike
                  bins: int = 12,        # yaw bins over -pi..pi

@@ -10,7 +10,7 @@ __all__ = ['RUN_LENGTH', 'KILL_POINTS', 'ReconCfg', 'TrainCfg', 'ModelCfg', 'cho
            'preview', 'Pictures', 'Keep', 'default_observers', 'crossed', 'Diverged', 'check_finite', 'train',
            'export_state', 'import_state', 'weights_of', 'check_start', 'begin_from']
 
-# %% ../../nbs/3_gan/37_train.ipynb #80e604bc
+# %% ../../nbs/3_gan/37_train.ipynb #136f879d
 from dataclasses import dataclass, field, replace
 from contextlib import contextmanager
 from functools import partial
@@ -26,7 +26,7 @@ from .checkpoint import checkpoint_file, fill
 from .generator import GeneratorCfg
 from .terms import ImageLatents, Logistic, R1, Recon, ScheduleCfg, Step, density_terms, ema_beta, lazy_adam, raw_size, total
 
-# %% ../../nbs/3_gan/37_train.ipynb #d4010faf
+# %% ../../nbs/3_gan/37_train.ipynb #feaf3a15
 @dataclass(frozen=True)
 class ReconCfg:
     "The warm start of notebook 35: reconstruct the training views first, then hand over to the GAN."
@@ -43,7 +43,7 @@ class ReconCfg:
     lr: float = 0.002       # of the encoder
     betas: tuple[float, float] = (0.9, 0.99)   # of G while it only reconstructs
 
-# %% ../../nbs/3_gan/37_train.ipynb #86543358
+# %% ../../nbs/3_gan/37_train.ipynb #07e33e4d
 @dataclass(frozen=True)
 class TrainCfg:
     "How a model is trained."
@@ -84,7 +84,7 @@ class TrainCfg:
 
 RUN_LENGTH = ('kimg', 'max_seconds', 'snapshot_kimg', 'keep', 'preview_kimg', 'log_every', 'tensorboard')   # may change on resume
 
-# %% ../../nbs/3_gan/37_train.ipynb #b8289371
+# %% ../../nbs/3_gan/37_train.ipynb #f8208b63
 @dataclass(frozen=True)
 class ModelCfg:
     "Everything a run needs. A paper gives the parts their types."
@@ -110,7 +110,7 @@ def short(kimg, batch, gamma, raw,              # raw: side of the volume render
     s = dict(blur_kimg=kimg/10, swap_kimg=kimg/2, raw_size=raw, ema_kimg=min(batch*10/32, kimg/20)) | schedule
     return kind(kimg=kimg, batch=batch, gamma=gamma, schedule=ScheduleCfg(**s), **dict(snapshot_kimg=10., channels_last=True) | kw)
 
-# %% ../../nbs/3_gan/37_train.ipynb #3737ee8f
+# %% ../../nbs/3_gan/37_train.ipynb #2344c524
 KILL_POINTS = ('loader', 'G_step', 'G_reg', 'D_step', 'R1', 'EMA', 'checkpoint_write', 'rename')
 
 
@@ -121,7 +121,7 @@ def kill_point(name: str,  # one of KILL_POINTS
     at = os.environ.get('HEADNB_KILL_AT')
     if at and at == f'{name}:{step}': os.kill(os.getpid(), signal.SIGKILL)
 
-# %% ../../nbs/3_gan/37_train.ipynb #6ebee14b
+# %% ../../nbs/3_gan/37_train.ipynb #9d78855a
 def rng_state() -> dict:  # tensors and plain data
     "The state of every random generator of this process."
     kind, keys, *rest = np.random.get_state()
@@ -146,7 +146,7 @@ def rng_kept():
     try: yield
     finally: set_rng_state(s)
 
-# %% ../../nbs/3_gan/37_train.ipynb #85458bf4
+# %% ../../nbs/3_gan/37_train.ipynb #dac95bfe
 @dataclass
 class Phase:
     "Terms that are evaluated together, with the optimiser they drive."
@@ -167,7 +167,7 @@ def make_phases(terms,  # list of terms
         if mine: out.append(Phase(name, who, mine, mine[0].every))
     return out
 
-# %% ../../nbs/3_gan/37_train.ipynb #a04c7e27
+# %% ../../nbs/3_gan/37_train.ipynb #71c2a4b7
 def after(kimg: float, weight: float = 1.):  # -> function of kimg
     "A weight that is zero before `kimg`."
     return (lambda k: weight if k >= kimg else 0.) if kimg > 0 else weight
@@ -199,7 +199,7 @@ def default_terms(cfg: TrainCfg,
     out = (warm_start(cfg, latents) if start else []) + [Logistic(weight=rise, who='G'), *density_terms(cfg.density, cfg.density_weight, cfg.density_every, cfg.density_std, box_warp)]
     return out + [Logistic(weight=after(start - r.d_kimg), who='D'), R1(weight=after(start - r.d_kimg), every=cfg.r1_every, gamma=cfg.gamma, keys=cfg.r1_keys)]
 
-# %% ../../nbs/3_gan/37_train.ipynb #28e8a5cb
+# %% ../../nbs/3_gan/37_train.ipynb #00556a93
 class Run:
     "A training run: networks, optimisers, data order, counters."
     def __init__(self, G, D, data,
@@ -224,6 +224,7 @@ class Run:
         self.terms = default_terms(cfg, self.latents) if terms is None else terms
         self.phases, self.sets = make_phases(self.terms), in_turn(data)
         self.labels = {k: d.labels.to(self.device) for k, d in self.sets.items()}
+        self.drives = {k: None if d.drive is None else d.drive.to(self.device) for k, d in self.sets.items()}
         self.weights = {k: pose_weights(d.labels, cfg.balance, back=cfg.back_repeat) if cfg.balance or cfg.back_repeat != 1 else None for k, d in self.sets.items()}
         self.batches = {k: Batches(d, cfg.batch//self.world, cfg.seed, self.weights[k], self.device, self.acc.process_index, self.world) for k, d in self.sets.items()}
         self.opts = {'G': _adam(self, self.G, cfg.lr_G, 'G'), 'D': _adam(self, self.D, cfg.lr_D, 'D')}
@@ -240,7 +241,7 @@ class Run:
     @property
     def gan_nimg(self): return max(0., self.nimg - 1000*self.cfg.recon.kimg)   # what the schedules count
 
-# %% ../../nbs/3_gan/37_train.ipynb #e0ca3cf2
+# %% ../../nbs/3_gan/37_train.ipynb #9b7e953f
 def _adam(run, model, lr, who):
     "Corrected for the lazy terms; the latents of the warm start learn with G."
     lazy = lazy_adam(lr, run.cfg.betas, max([p.every for p in run.phases if p.who == who], default=1))
@@ -257,13 +258,13 @@ def _share(run):
             for t in (m.state_dict().values() if m else ()): t.copy_(broadcast(t.contiguous()))
     torch.manual_seed(run.cfg.seed*run.world + run.acc.process_index)
 
-# %% ../../nbs/3_gan/37_train.ipynb #bbba5e28
+# %% ../../nbs/3_gan/37_train.ipynb #5ddb4054
 def draw(run: Run, real, who) -> Step:
-    "A fresh step: latents and cameras at random (`weights` of the poses included)."
-    b, labels, weights = run.cfg.batch//run.world, run.labels[run.turn], run.weights[run.turn]
-    i = torch.randint(len(labels), (b,)) if weights is None else torch.multinomial(weights, b, True)
+    "A fresh step: latents at random, cameras and codes of one random picture each (`weights` of the poses included)."
+    b, labels, drives, weights = run.cfg.batch//run.world, run.labels[run.turn], run.drives[run.turn], run.weights[run.turn]
+    i = (torch.randint(len(labels), (b,)) if weights is None else torch.multinomial(weights, b, True)).to(run.device)
     z = torch.randn(b, run.z_dim, device=run.device)
-    return run.make_step(run.G, run.D, z, labels[i.to(run.device)], real, run.gan_nimg, run.cfg.schedule, who, turn=run.turn, augment=run.augment)
+    return run.make_step(run.G, run.D, z, labels[i], real, run.gan_nimg, run.cfg.schedule, who, drive=None if drives is None else drives[i], turn=run.turn, augment=run.augment)
 
 
 def clean_gradients(run: Run, who) -> dict:  # numbers for the log
@@ -277,7 +278,7 @@ def clean_gradients(run: Run, who) -> dict:  # numbers for the log
         for g in grads: g.nan_to_num_(0., 1e5, -1e5)
     return {f'{who}/grad': norm.nan_to_num(0., 0.), f'{who}/bad_grad': (~norm.isfinite()).float()}
 
-# %% ../../nbs/3_gan/37_train.ipynb #f8b717ca
+# %% ../../nbs/3_gan/37_train.ipynb #e4e85419
 def play(run: Run, phase: Phase, real: dict) -> dict:  # numbers for the log
     "One optimiser step of one phase."
     terms = phase.active(run.nimg, run.turn)
@@ -320,7 +321,7 @@ def adapt(run: Run, stats):
     run.augment.adjust(float(mean), run.cfg.batch)
     run.signs = [0., 0]
 
-# %% ../../nbs/3_gan/37_train.ipynb #e40fd1f2
+# %% ../../nbs/3_gan/37_train.ipynb #1e3bce75
 def _modules(run): return {k: m for k in ('G', 'D', 'G_ema', 'latents', 'augment') if (m := getattr(run, k)) is not None}
 
 
@@ -360,7 +361,7 @@ def save_checkpoint(run: Run) -> Path:
     run.acc.wait_for_everyone()
     return where
 
-# %% ../../nbs/3_gan/37_train.ipynb #3f314d58
+# %% ../../nbs/3_gan/37_train.ipynb #aa3f24a9
 def orders(run):
     "Where each set's order of pictures stands."
     return {k: b.state_dict() for k, b in run.batches.items()}
@@ -398,7 +399,7 @@ def _write_shared(run, new, where):
 def _sync(path):
     with open(path, 'rb') as f: os.fsync(f.fileno())
 
-# %% ../../nbs/3_gan/37_train.ipynb #5f465f81
+# %% ../../nbs/3_gan/37_train.ipynb #b49da9ef
 def checkpoints(out) -> list:  # folders, oldest first
     "The complete checkpoints of a run."
     return sorted(Path(out).glob('checkpoints/step-*'))
@@ -424,7 +425,7 @@ def newest(out,  # folder of a run
     require(not bad, f'{out}: no checkpoint can be used ({"; ".join(bad)})')
     return None, bad
 
-# %% ../../nbs/3_gan/37_train.ipynb #39d4c21f
+# %% ../../nbs/3_gan/37_train.ipynb #1542d58c
 def first_difference(a: dict, b: dict, where=''):  # -> 'train.batch: 8 here, 16 there' or ''
     "The first entry in which two nested configurations differ."
     for k in sorted({*a, *b}):
@@ -469,7 +470,7 @@ def resume(run: Run,
     if folder is not None: load_checkpoint(run, folder)
     return bad
 
-# %% ../../nbs/3_gan/37_train.ipynb #c36c6af5
+# %% ../../nbs/3_gan/37_train.ipynb #5ce18cf5
 class Log:
     "metrics.jsonl, and TensorBoard if asked."
     def __init__(self, out, every=20, tensorboard=False):
@@ -500,7 +501,7 @@ class Log:
         self.board = self.board or SummaryWriter(str(self.path.parent/'tensorboard'))
         for k, v in row.items(): self.board.add_scalar(k, v or 0., run.step)
 
-# %% ../../nbs/3_gan/37_train.ipynb #82561a93
+# %% ../../nbs/3_gan/37_train.ipynb #f0a94a30
 @torch.no_grad()
 def preview(run, rows=4, yaws=(-.5, 0., .5)):  # -> uint8 [h,w,3]
     "Fixed latents of the averaged generator from fixed cameras: own training cameras first, then their depth."
@@ -538,7 +539,7 @@ def crossed(run, kimg) -> bool:
     "Did the last step pass a multiple of `kimg`?"
     return kimg > 0 and run.nimg//(1000*kimg) > (run.nimg - run.cfg.batch)//(1000*kimg)
 
-# %% ../../nbs/3_gan/37_train.ipynb #24e760a5
+# %% ../../nbs/3_gan/37_train.ipynb #cc2e9516
 class Diverged(RuntimeError):
     "The loss is not finite or too large; the message names the step and the last good checkpoint."
 
@@ -549,7 +550,7 @@ def check_finite(run: Run):
     last = checkpoints(run.out)[-1:]
     raise Diverged(f'the loss was not finite or above {run.cfg.max_loss:g} at step {bad}; ' + (f'the last good checkpoint is {last[0]}' if last else 'no checkpoint had been written'))
 
-# %% ../../nbs/3_gan/37_train.ipynb #d2323d2d
+# %% ../../nbs/3_gan/37_train.ipynb #a4181a7a
 def train(G, D, data,
           cfg: TrainCfg,
           out,                # folder of the run
@@ -593,7 +594,7 @@ def train(G, D, data,
     run.status = 'done' if run.nimg >= cfg.kimg*1000 else 'paused'
     return run
 
-# %% ../../nbs/3_gan/37_train.ipynb #9896cde5
+# %% ../../nbs/3_gan/37_train.ipynb #36ac0246
 def _stopper(out):
     "-> stop(run): is it time to stop? Asked to (SIGTERM, or a file STOP in the folder of the run) or out of time."
     (Path(out)/'STOP').unlink(missing_ok=True)
@@ -604,11 +605,11 @@ def _stopper(out):
     def agreed(run): return run.step % run.cfg.log_every == 0 and bool(run.acc.reduce(torch.tensor(float(wanted(run)), device=run.device), 'sum') > 0)
     return lambda run: wanted(run) if run.world == 1 else agreed(run)
 
-# %% ../../nbs/3_gan/37_train.ipynb #5acc8c30
+# %% ../../nbs/3_gan/37_train.ipynb #988f2721
 def export_state(run: Run, path, info=None):  # info: JSON-able facts to keep with the weights
-    "Write G, G_ema, D (bfloat16), latents and counters to one safetensors file."
+    "Write G_ema, D (bfloat16), latents and counters to one safetensors file; G begins as G_ema again."
     from safetensors.torch import save_file
-    half = {f'{k}.{n}': (t.bfloat16() if t.is_floating_point() else t).detach().contiguous() for k, m in _modules(run).items() for n, t in m.state_dict().items()}
+    half = {f'{k}.{n}': (t.bfloat16() if t.is_floating_point() else t).detach().contiguous() for k, m in _modules(run).items() if k != 'G' for n, t in m.state_dict().items()}
     meta = dict(step=run.step, nimg=run.nimg, seconds=round(run.seconds), batches=orders(run), data=run.data.hash, config=run.config, info=info or {})
     return write_atomic(path, lambda p: save_file(half, p, {'headnb': json.dumps(meta)}))
 
@@ -626,12 +627,13 @@ def import_state(run: Run, path,
         for k, m in _modules(run).items():
             with torch.no_grad():
                 for n, t in m.state_dict().items():
-                    if f'{k}.{n}' in f.keys(): t.copy_(f.get_tensor(f'{k}.{n}'))
+                    key = next((key for key in (f'{k}.{n}', f'{k}_ema.{n}') if key in f.keys()), None)
+                    if key: t.copy_(f.get_tensor(key))
     run.step, run.nimg, run.start, run.seconds = meta['step'], meta['nimg'], meta['nimg'], float(meta['seconds'])
     if meta['data'] == run.data.hash: set_orders(run, meta['batches'])
     return meta
 
-# %% ../../nbs/3_gan/37_train.ipynb #0bdcebe8
+# %% ../../nbs/3_gan/37_train.ipynb #7f55e3a1
 def weights_of(path) -> dict:  # model name -> state dict
     "What a checkpoint of notebook 36, an exported state or the folder of a finished run holds."
     from safetensors import safe_open
