@@ -69,7 +69,7 @@ def test_a_generator_with_a_background_and_an_offset(tmp_path):
     found.save(tmp_path/'head.safetensors')
     opened, _ = open_generator(tmp_path/'head.safetensors')
     assert all(torch.equal(a, b) for a, b in zip(opened.state_dict().values(), found.G.state_dict().values()))
-    back = open_inversion(tmp_path/'head.safetensors', build=panohead.PanoHead)
+    back = open_inversion(tmp_path/'head.safetensors')
     assert torch.equal(back.render()['image'], found.render()['image'])
 
 

@@ -8,8 +8,8 @@ __all__ = ['NEEDED', 'scatter', 'half_width', 'rounded', 'check_result', 'check_
            'write_table', 'read_table', 'difference', 'Claim', 'Verdict', 'verdict', 'show_lines', 'show_table',
            'show_verdicts', 'plot_table', 'read_run', 'gather']
 
-# %% ../../nbs/3_gan/34c_tables.ipynb #50215a56
-import hashlib, html, json, math, re, statistics
+# %% ../../nbs/3_gan/34c_tables.ipynb #25feffbb
+import hashlib, html, json, math, re, shlex, statistics
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ import torch
 from ..base.core import BadInput, from_dict, repo_path, require, suggest, write_atomic
 from .metrics import Result
 
-# %% ../../nbs/3_gan/34c_tables.ipynb #9e0b011e
+# %% ../../nbs/3_gan/34c_tables.ipynb #e7bed25a
 def scatter(values,     # mean of each seed
             errors,     # standard error of each, from its samples
            ):           # (variance of the mean over seeds, degrees of freedom)
@@ -35,7 +35,7 @@ def half_width(variance: float, dof: float) -> float:
     from scipy.special import stdtrit
     return float(stdtrit(min(dof, 1e9), .975))*math.sqrt(variance)
 
-# %% ../../nbs/3_gan/34c_tables.ipynb #39f6ffb0
+# %% ../../nbs/3_gan/34c_tables.ipynb #44086bf9
 NEEDED = dict(row=str, seed=int, config_hash=str, data_hash=str, commit=str, command=str, results=dict)
 
 
@@ -67,7 +67,7 @@ def check_entry(e: dict, where: str):
     require(e['results'], f'{where} has no results')
     for c, r in e['results'].items(): check_result(r, f'{where}, row {e["row"]!r}, seed {e["seed"]}, {c}')
 
-# %% ../../nbs/3_gan/34c_tables.ipynb #52273482
+# %% ../../nbs/3_gan/34c_tables.ipynb #9a36ad6f
 def plain(r: Result) -> dict:
     "A result as JSON data; what templates write into result.json."
     return rounded(asdict(r))
@@ -86,7 +86,7 @@ def entry(row: str,           # which method
     check_entry(e, 'entry')
     return e
 
-# %% ../../nbs/3_gan/34c_tables.ipynb #e73a3026
+# %% ../../nbs/3_gan/34c_tables.ipynb #53ad1218
 @dataclass(frozen=True)
 class Cell:
     "A row and a column over seeds; also the difference of two."
@@ -109,7 +109,7 @@ def summarise(values, errors, seeds, n) -> Cell:
     mean, half = statistics.fmean(values), half_width(*scatter(values, errors))
     return Cell(mean, mean-half, mean+half, max(values)-min(values), tuple(seeds), tuple(values), n, tuple(errors))
 
-# %% ../../nbs/3_gan/34c_tables.ipynb #9b918400
+# %% ../../nbs/3_gan/34c_tables.ipynb #a4ac898c
 @dataclass(frozen=True)
 class Table:
     "A measured table, beside the published one."
@@ -146,7 +146,7 @@ class Table:
         rs = found.values()
         return summarise([r.value for r in rs], [(r.high-r.value)/1.96 for r in rs], [s for _, s in found], sum(r.count[1] or len(r.samples) for r in rs))
 
-# %% ../../nbs/3_gan/34c_tables.ipynb #f0fe6508
+# %% ../../nbs/3_gan/34c_tables.ipynb #09be04e6
 def judges(entries) -> str:
     "All who looked."
     return '; '.join(sorted({r['judge'] for e in entries for r in e['results'].values()}))
@@ -167,7 +167,7 @@ def check_published(p):
     for r, line in p['rows'].items():
         for c, v in line.items(): require(isinstance(v, (int, float)) and math.isfinite(v), f'published {c!r} of row {r!r} is {v!r}; expected a number')
 
-# %% ../../nbs/3_gan/34c_tables.ipynb #8dfbc8e5
+# %% ../../nbs/3_gan/34c_tables.ipynb #0e54fe59
 def replicates(r: Result):  # 'bootstraps', 'subsets', or None: per-sample values
     "What the samples of a result are, by its protocol."
     found = re.search(r'\d+ (bootstraps|subsets)', r.protocol)
@@ -189,7 +189,7 @@ def recompute(table: Table) -> list:  # complaints; [] if sound
     found = ((at, c, complaint(r)) for c in table.columns for at, r in table.results(c).items())
     return [f'row {row!r}, seed {seed}, {c}: {why}' for (row, seed), c, why in found if why]
 
-# %% ../../nbs/3_gan/34c_tables.ipynb #8ce20718
+# %% ../../nbs/3_gan/34c_tables.ipynb #e57aa76d
 def table_path(name) -> Path:  # a bare name lives in papermill_runs/tables
     "Where a table lies."
     return repo_path('papermill_runs/tables', f'{name}.json') if re.fullmatch(r'[\w-]+', str(name)) else Path(name)
@@ -216,7 +216,7 @@ def read_table(path) -> Table:
     except json.JSONDecodeError as e: raise BadInput(f'{path}: not JSON ({e})') from None
     except BadInput as e: raise BadInput(f'{path}: {e}') from None
 
-# %% ../../nbs/3_gan/34c_tables.ipynb #17013a09
+# %% ../../nbs/3_gan/34c_tables.ipynb #ea864358
 def difference(a: Cell, b: Cell,
                paired: bool = False,  # the same models in both: differences seed by seed
               ) -> Cell:
@@ -231,7 +231,7 @@ def difference(a: Cell, b: Cell,
     mean, half = a.mean-b.mean, half_width(total, total**2/weight if weight else math.inf)
     return Cell(mean, mean-half, mean+half, max(a.spread, b.spread), a.seeds if len(a.seeds) < len(b.seeds) else b.seeds, (), a.n+b.n, ())
 
-# %% ../../nbs/3_gan/34c_tables.ipynb #d5025d10
+# %% ../../nbs/3_gan/34c_tables.ipynb #179e215d
 @dataclass(frozen=True)
 class Claim:
     "What a paper says, as two cells and a sign."
@@ -265,7 +265,7 @@ def verdict(table: Table, claim: Claim,
     word = 'not resolved' if reasons else 'held' if (d.mean < 0) == (claim.sign == '<') else 'not held'
     return Verdict(word, '; '.join([f'difference {d}', *reasons]))
 
-# %% ../../nbs/3_gan/34c_tables.ipynb #de74fbc7
+# %% ../../nbs/3_gan/34c_tables.ipynb #43d22b9c
 def show_lines(head: list, lines: list, notes: list):  # a line: pairs (text, text in grey)
     "A small table as HTML, and as aligned text where there is no browser."
     from IPython.display import display
@@ -300,7 +300,7 @@ def show_verdicts(table: Table, claims,
     found = [(c, verdict(table, c, floor_met, why)) for c in claims]
     show_lines(['claim', 'verdict', 'measured'], [[(c.text, c.source), (v.word, ''), (v.text, '')] for c, v in found], [])
 
-# %% ../../nbs/3_gan/34c_tables.ipynb #e3243a5a
+# %% ../../nbs/3_gan/34c_tables.ipynb #38f3da65
 def plot_table(table: Table, columns=None):
     "Mean and interval of every row, its seeds as small dots; the published numbers as grey diamonds on an axis of their own."
     import matplotlib.pyplot as plt
@@ -321,7 +321,7 @@ def plot_table(table: Table, columns=None):
         top.set_xlabel('published', color='.5')
     plt.show()
 
-# %% ../../nbs/3_gan/34c_tables.ipynb #6f1195bd
+# %% ../../nbs/3_gan/34c_tables.ipynb #a5ec678d
 def read_run(folder) -> list:
     "The entries of one finished run."
     folder = Path(folder)
@@ -334,7 +334,7 @@ def read_run(folder) -> list:
     require('entry' in result or 'entries' in result, f"{folder/'result.json'} has neither 'entry' nor 'entries'; the templates compare and planes write them")
     program, *rest = [c.replace(f'{repo_path()}/', '') for c in env['command']]
     known = dict(config_hash=config.get('config_hash') or hashlib.sha256(json.dumps(config['parameters'], sort_keys=True).encode()).hexdigest()[:12], data_hash=config.get('data_hash', ''), commit=env['commit'],
-                 command=' '.join([Path(program).name, *rest]), run=folder.name, changed=len(env.get('changed', [])))
+                 command=shlex.join([Path(program).name, *rest]), run=folder.name, changed=len(env.get('changed', [])))
     try: return [entry(**known | e) for e in result.get('entries') or [result['entry']]]
     except (BadInput, TypeError) as e: raise BadInput(f"{folder/'result.json'}: {e}") from None
 
