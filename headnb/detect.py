@@ -8,7 +8,7 @@ __all__ = ['HIGH', 'HEAD_PARTS', 'FILL', 'TESTS', 'IMAGENET', 'FORMS', 'made_pho
            'OnnxBoxes', 'pose_of', 'angles_of', 'spin', 'bins_mean', 'PoseCfg', 'OnnxPose', 'judge_pose', 'level_cut',
            'Constants', 'Head', 'level_head', 'landmark_faces', 'judge_landmarks', 'MaskCfg', 'OnnxMask']
 
-# %% ../nbs/6_tools/63a_detect.ipynb #42bc0b79
+# %% ../nbs/6_tools/63a_detect.ipynb #3ccca993
 from pathlib import Path
 import math
 from dataclasses import dataclass, replace
@@ -23,7 +23,7 @@ from .field.heads import posed, render_heads, sample_head
 from .gan.external import TYPES, onnx_session
 from .gan.judges import angles, axis_rotation, camera_to_head
 
-# %% ../nbs/6_tools/63a_detect.ipynb #a9067596
+# %% ../nbs/6_tools/63a_detect.ipynb #ceddf5a2
 def made_photo(seed,        # any integer: the person, and what is not given
                yaw=None,    # degrees; None: all around
                roll=None,   # degrees, the head leaning clockwise; None: drawn, 12 degrees spread
@@ -42,7 +42,7 @@ def made_photo(seed,        # any integer: the person, and what is not given
     return dict(rgb=to_uint8(out['image'])[0], mask=(out['mask'][0, 0]*255).round().byte().numpy(), square=(*(uv[0, 0]*size).tolist(), RADIUS/float(far[0, 0])*f/FOCAL*size), R=r[0].T.numpy(),
                 **{n: math.degrees(float(x)) for n, x in zip(('yaw', 'pitch', 'roll'), angles(r))})
 
-# %% ../nbs/6_tools/63a_detect.ipynb #c99ffb6c
+# %% ../nbs/6_tools/63a_detect.ipynb #91d19a83
 HIGH = 1.25   # height of a head by its width
 
 def mask_box(mask,       # bool [h,w]
@@ -75,7 +75,7 @@ def alpha_boxes(photo, square=None): # Photo -> [(x0, y0, x1, y1, score)], the l
     found = [mask_box(parts == i + 1, shoulders=True) for i in np.argsort(-sizes)[:8] if sizes[i] > max(64, .1*sizes.max())]
     return [(*b, 1.) for b in found if b]
 
-# %% ../nbs/6_tools/63a_detect.ipynb #03a76437
+# %% ../nbs/6_tools/63a_detect.ipynb #29aad2bd
 HEAD_PARTS = 'skin', 'brow', 'eye', 'ear', 'lip', 'mouth', 'hair', 'beard', 'glasses', 'hat'
 FILL = .62                                                # of a square is the box of its head, by side
 TESTS = ((0, 0, .8), (0, 0, 1.3), (.12, -.1, 1.), (-.12, .1, 1.))   # shift and scale of the windows that must agree
@@ -104,7 +104,7 @@ def windows(w, h, scales=(1., .62, .4)): # -> squares that cover a picture, half
     at = lambda n, s: np.linspace(s/2, n - s/2, math.ceil(2*(n/s - 1)) + 1) if n > s else [n/2]
     return [(float(x), float(y), s) for s in (k*min(w, h) for k in scales) for y in at(h, s) for x in at(w, s)]
 
-# %% ../nbs/6_tools/63a_detect.ipynb #b9554fe6
+# %% ../nbs/6_tools/63a_detect.ipynb #8b59c3ec
 def unlike(boxes, limit=.4): # the better ones first -> those that repeat no earlier one
     kept = []
     for b in boxes:
@@ -130,7 +130,7 @@ def judge_boxes(photo,          # Photo
     found = sorted([(*b, min(s[:-1]), s[-1]) for b, s in zip(found, same) if min(s[:-1]) >= enough], key=lambda b: -b[4])
     return [b[:5] for b in found[:1] + [b for b in found[1:] if b[4] >= more and b[5] >= wide]]
 
-# %% ../nbs/6_tools/63a_detect.ipynb #6f7638c1
+# %% ../nbs/6_tools/63a_detect.ipynb #4c814dab
 @dataclass(frozen=True)
 class NetCfg:
     "How a network wants its picture."
@@ -164,7 +164,7 @@ class OnnxNet:
         require(all(np.isfinite(o).all() for o in out), f'{self.name} made numbers that are not finite; are mean {self.cfg.mean} and scale {self.cfg.scale} right?')
         return [np.asarray(o, np.float32) for o in out]
 
-# %% ../nbs/6_tools/63a_detect.ipynb #792ad963
+# %% ../nbs/6_tools/63a_detect.ipynb #916c71b7
 FORMS = 'centre', 'columns', 'corners'
 
 
@@ -208,7 +208,7 @@ class OnnxBoxes:
         b = b[np.argsort(-b[:, 4], kind='stable')[:300]]/[k, k, k, k, 1]
         return unlike([tuple(map(float, r)) for r in b], self.cfg.same)
 
-# %% ../nbs/6_tools/63a_detect.ipynb #22dfa26c
+# %% ../nbs/6_tools/63a_detect.ipynb #14ed1812
 def pose_of(yaw, pitch, roll): # degrees -> R [3,3], world -> camera; yaw > 0: the camera is at the head's left ear; roll > 0: the head leans clockwise
     "The inverse of `angles`."
     yaw, pitch, roll = math.radians(yaw), math.radians(max(-89.9, min(89.9, pitch))), math.radians(roll)
@@ -224,7 +224,7 @@ def spin(roll): # radians -> [3,3]: turns the picture, and the camera's axes, so
     c, s = math.cos(roll), math.sin(roll)
     return np.array([[c, s, 0], [-s, c, 0], [0, 0, 1.]])
 
-# %% ../nbs/6_tools/63a_detect.ipynb #b92f27e8
+# %% ../nbs/6_tools/63a_detect.ipynb #602c155c
 def bins_mean(logits,): # [n], steps of 3 degrees around 0 -> degrees
     "Mean of a row of bins; circular where they close."
     p = np.exp(logits - logits.max())
@@ -265,7 +265,7 @@ def judge_pose(crop, judges=None): # uint8 [s,s,3] -> R
     with torch.no_grad(): a, b = judges.net(torch.cat([x, x.flip(-1)]))['rotation']
     return middle([a.T.numpy(), (flip[:, None]*b*flip).T.numpy()])
 
-# %% ../nbs/6_tools/63a_detect.ipynb #049c80ea
+# %% ../nbs/6_tools/63a_detect.ipynb #c646b2fc
 def level_cut(picture, square, roll, size): # uint8 [h,w(,3)], (x, y, side), radians, pixels -> uint8 [size,size(,3)]
     "A square of the picture that is turned until the head stands upright."
     from PIL import Image
@@ -292,7 +292,7 @@ class Constants:
 
     def matrix(self): return axis_rotation(torch.tensor([self.turn]).double().deg2rad())[0].numpy()
 
-# %% ../nbs/6_tools/63a_detect.ipynb #fb3793b5
+# %% ../nbs/6_tools/63a_detect.ipynb #d84a0100
 @dataclass
 class Head:
     "A head without landmarks."
@@ -324,7 +324,7 @@ def level_head(photo, box,   # Photo, (x0, y0, x1, y1, score)
         roll = math.radians(angles_of(R)[2])
     return Head(float(X), float(Y), float(B), roll, R.tolist(), tuple(float(v) for v in box), (float(B/b), float(math.hypot(X - x, Y - y)/b)))
 
-# %% ../nbs/6_tools/63a_detect.ipynb #9485c8dd
+# %% ../nbs/6_tools/63a_detect.ipynb #dbeeb165
 def landmark_faces(faces,    # [Face]
                    world):   # World
     "Faces with their crops, the best first: [dict(square, R, scale, shift, score, box)]."
@@ -352,7 +352,7 @@ def judge_landmarks(photo, heads, judges=None, size=256): # Photo, [Head] -> [Fa
             out.append(Face(back, f.score, (*back.min(0), *back.max(0)), f.kind, 0, None if f.turn is None else spin(-h.roll)@f.turn))
     return out
 
-# %% ../nbs/6_tools/63a_detect.ipynb #9af17dba
+# %% ../nbs/6_tools/63a_detect.ipynb #bfb31370
 @dataclass(frozen=True)
 class MaskCfg:
     "How a network's mask is read."
@@ -367,8 +367,9 @@ class OnnxMask:
     def __call__(self, image):
         s = self.net.size
         out = self.net(cut(to_uint8(image)[0], (image.shape[-1]/2,)*2 + (image.shape[-1],), s))[0]
+        if self.net.rows and out.ndim == 4: out = out.transpose(0, 3, 1, 2)          # channels come last, as they went in
         m = torch.from_numpy(out).reshape(1, -1, *out.shape[-2:])
         require(m.shape[1] == 1 or self.cfg.person < m.shape[1], f'{self.__name__} gave {list(out.shape)}: there is no channel {self.cfg.person}')
-        if m.shape[1] > 1: m = m.softmax(1)[:, self.cfg.person, None]
+        if m.shape[1] > 1: m = (m if m.min() >= 0 and (m.sum(1) - 1).abs().max() < .01 else m.softmax(1))[:, self.cfg.person, None]    # shares already, or scores
         elif m.min() < -.01 or m.max() > 1.01: m = m.sigmoid()
         return interpolate(m, size=image.shape[-2:], mode='bilinear', antialias=True, align_corners=False).clamp(0, 1)

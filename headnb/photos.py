@@ -11,7 +11,7 @@ __all__ = ['REASONS', 'Rejected', 'Known', 'read_known', 'stems', 'FolderPhotos'
            'polygons', 'KHairstyle', 'made_folder', 'crop_error', 'measure', 'show_errors', 'load_cfg', 'arguments',
            'main']
 
-# %% ../nbs/6_tools/63b_photos.ipynb #6fab1692
+# %% ../nbs/6_tools/63b_photos.ipynb #7e8fe238
 import argparse, hashlib, json, math, os, shutil, sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
@@ -22,7 +22,7 @@ from .base.core import BadInput, from_dict, progress, require, suggest, to_dict,
 from .detect import BoxCfg, Constants, Head, MaskCfg, OnnxBoxes, OnnxMask, OnnxPose, PoseCfg, alpha_boxes, angles_of, judge_boxes, judge_landmarks, judge_pose, landmark_faces, level_cut, level_head, made_photo, mask_box, spin
 from .gan.data import open_source, write_dataset
 
-# %% ../nbs/6_tools/63b_photos.ipynb #02269779
+# %% ../nbs/6_tools/63b_photos.ipynb #00077580
 REASONS = dict(broken='the file cannot be read as a picture', small='the picture, or the head in it, has too few pixels', colour='black and white', duplicate='the same file as another', near='nearly the same picture as another',
                none='no head found', several='several heads', cut='the head is cut off by the border', limits='pose, scale or shift beyond the limits', constants='no constants for boxes', failed='a detector failed')
 
@@ -55,7 +55,7 @@ def read_known(source, name): # a source, one of its names -> Known
     alpha = known.pop('alpha', None)
     return Known(p.rgb, name, p.alpha if alpha is None else alpha, **known)
 
-# %% ../nbs/6_tools/63b_photos.ipynb #1d4eb371
+# %% ../nbs/6_tools/63b_photos.ipynb #5bc24871
 def stems(names): return {str(PurePosixPath(n).with_suffix('')): n for n in names}
 
 
@@ -81,7 +81,7 @@ class FolderPhotos:
         require(im.size == tuple(size), f'its mask {m} has {im.width} x {im.height} pixels, the photo {size[0]} x {size[1]}')
         return dict(alpha=np.array(im))
 
-# %% ../nbs/6_tools/63b_photos.ipynb #f41462bf
+# %% ../nbs/6_tools/63b_photos.ipynb #dfb304d3
 def fingerprint(rgb,): # uint8 [h,w,3] -> uint8 [128]
     "Signs of the coarse gradients."
     from PIL import Image
@@ -105,7 +105,7 @@ def copies(prints, limit, block=2048): # uint8 [n,128] in the order of preferenc
             if j not in found and i + k not in found: found[int(i + k)] = int(j)
     return found
 
-# %% ../nbs/6_tools/63b_photos.ipynb #6f1a3f72
+# %% ../nbs/6_tools/63b_photos.ipynb #306dec7b
 def fit_constants(pairs,     # [(Head, face dict)]: photos that were processed both ways
                   least=8):  # that are needed
     "Median scale, shift and turn in the frame of the level head; None where there are too few."
@@ -127,7 +127,7 @@ def fit_constants(pairs,     # [(Head, face dict)]: photos that were processed b
     spread = [round(float(v), 4) for v in (*1.48*np.median(np.abs(x - mid), 0), np.median(rest))]
     return Constants(round(float(np.exp(mid[0])), 4), *(round(float(v), 4) for v in mid[1:]), tuple(round(float(v), 3) for v in turn.as_rotvec(degrees=True)), tuple(spread), len(pairs))
 
-# %% ../nbs/6_tools/63b_photos.ipynb #76d9e430
+# %% ../nbs/6_tools/63b_photos.ipynb #5538ad14
 @dataclass(frozen=True)
 class Limits:
     "What is accepted; degrees."
@@ -158,7 +158,7 @@ def touches(box, size, edge=.02): # does a box reach the border?
     e = edge*math.sqrt(abs((box[2] - box[0])*(box[3] - box[1])))
     return box[0] < e or box[1] < e or box[2] > size[0] - e or box[3] > size[1] - e
 
-# %% ../nbs/6_tools/63b_photos.ipynb #a0fe4ba1
+# %% ../nbs/6_tools/63b_photos.ipynb #d773e1c4
 def believed(seen, limits): # record of `look`, Limits -> (face or None, why not)
     "The landmarks, if they are within the limits and the rough pose agrees."
     f, h = seen['face'], seen['head']
@@ -189,7 +189,7 @@ def decide(seen, limits, constants, size): # record of `look`, Limits, Constants
     if big > limits.enlarge: raise Rejected('small', f"the crop has {out['square'][2]:.0f} pixels, {size} are made of it")
     return out
 
-# %% ../nbs/6_tools/63b_photos.ipynb #dd131f26
+# %% ../nbs/6_tools/63b_photos.ipynb #684db0ad
 @dataclass
 class Detectors:
     "The four functions of a run; None: not asked."
@@ -197,9 +197,13 @@ class Detectors:
     pose: object = judge_pose        # uint8 [s,s,3], a head in the middle -> R [3,3] world -> camera
     landmarks: object = None         # (Photo, [Head]) -> [Face]
     mask: object = 'judge'           # what `align` takes: 'judge', None, or crop [1,3,s,s] -> [1,1,s,s]; 'given': the photo's own
-    names: dict = field(default_factory=dict)
+    names: dict = field(default_factory=dict)   # what the report calls them; a function that is not named goes by its own name
 
-# %% ../nbs/6_tools/63b_photos.ipynb #7f42833a
+    def __post_init__(self):
+        called = lambda f: f if f is None or isinstance(f, str) else f'{f.__module__}.{f.__qualname__}' if hasattr(f, '__qualname__') else getattr(f, '__name__', type(f).__qualname__)
+        self.names = {k: called(getattr(self, k)) for k in ('box', 'pose', 'landmarks', 'mask')} | self.names
+
+# %% ../nbs/6_tools/63b_photos.ipynb #295e7254
 @dataclass(frozen=True)
 class PhotosCfg:
     "What is asked of a folder of photos; a YAML file holds the same names."
@@ -245,7 +249,7 @@ def detectors(cfg: PhotosCfg) -> Detectors:
     require(out.landmarks or (out.box and out.pose), 'neither landmarks, nor box and pose: nothing can find a head')
     return out
 
-# %% ../nbs/6_tools/63b_photos.ipynb #2e7e40e4
+# %% ../nbs/6_tools/63b_photos.ipynb #ab43574f
 def chosen(found, others, extent): # detections with a size -> the main one first, and those that count beside it
     "The largest, and what is not much smaller."
     if not found: return []
@@ -276,7 +280,7 @@ def crop(photo, got, d, cfg): # Known, result of `decide`, Detectors, PhotosCfg 
     info = dict(photo=photo.name, stage=got['stage'], square=[round(v, 2) for v in q], turned=round(math.degrees(roll), 2), yaw=yaw, pitch=pitch, roll=left, enlarged=round(s/q[2], 2), mask=maker) | photo.info
     return dict(image=image, c=label(R, np.array([0., 0, RADIUS]))[0].numpy(), info=info) | ({} if m is None else dict(mask=(m[0, 0]*255).round().byte().numpy()))
 
-# %% ../nbs/6_tools/63b_photos.ipynb #2127543b
+# %% ../nbs/6_tools/63b_photos.ipynb #7912615b
 def archives(out): return [Path(out).with_name(Path(out).stem + k + Path(out).suffix) for k in ('_masks', '')]
 
 
@@ -309,7 +313,7 @@ def keep(path, make): # Path of a JSON file, function -> (its content, was it ma
     write_atomic(path, json.dumps(made))
     return made, True
 
-# %% ../nbs/6_tools/63b_photos.ipynb #ba572124
+# %% ../nbs/6_tools/63b_photos.ipynb #7c4d6897
 def record(source, name, d, cfg): # -> JSON-able record of one photo: `look`, or the reason of a rejection
     try: r = look(read_known(source, name), d, cfg)
     except Rejected as e: return dict(reason=e.reason, detail=e.detail)
@@ -341,7 +345,7 @@ def look_at_all(source, d, cfg, work): # -> records {name: record}, rejected {na
 
 
 
-# %% ../nbs/6_tools/63b_photos.ipynb #6fb1df89
+# %% ../nbs/6_tools/63b_photos.ipynb #2d1ae8cb
 def decide_all(records, rejected, cfg): # -> {name: result of `decide`}, Constants or None, names that were processed both ways
     "Constants, limits, copies."
     both = [n for n, r in records.items() if r['head'] and not r['others'] and believed(r, cfg.limits)[0]]
@@ -369,7 +373,7 @@ def cut_all(got, rejected, source, keys, d, cfg, work): # -> {name: file of its 
         files[name] = path
     return files, fresh
 
-# %% ../nbs/6_tools/63b_photos.ipynb #db57173a
+# %% ../nbs/6_tools/63b_photos.ipynb #5ac83265
 def item_of(path): # a crop's file -> dict for `write_dataset`
     with np.load(path) as z: a = {k: z[k] for k in z.files}
     return a | dict(info=json.loads(str(a['info'])))
@@ -401,12 +405,13 @@ def photo_set(out,           # .zip or folder to make; masks go to <out>_masks, 
     files, fresh = cut_all(got, rejected, source, keys, d, cfg, work)
     report = describe(source, d, cfg, records, rejected, {n: got[n] for n in files}, constants, both)
     told = home/'report.json'
-    done = told.is_file() and json.loads(told.read_text()).get('stamp') == report['stamp'] and (archives(out)[1].exists() or not files)
+    before = json.loads(told.read_text()) if told.is_file() else {}
+    done = before.get('stamp') == report['stamp'] and all(out.with_name(a).exists() for a in before.get('archives', ['?']))
     if not done: finish(report, out, files, source, work)
     require(files, f'{source.path}: not one of {len(source.names)} photos could be used: {", ".join(f"{n} {REASONS[k]}" for k, n in report["reasons"].items())}; see {home/"report.md"}')
     return report | dict(work=dict(looked=looked, cut=fresh, assembled=not done))
 
-# %% ../nbs/6_tools/63b_photos.ipynb #f35bb36c
+# %% ../nbs/6_tools/63b_photos.ipynb #bc10a466
 def describe(source, d, cfg, records, rejected, got, constants, both): # -> JSON-able report
     "Everything that was found out."
     count = lambda xs: {k: list(xs).count(k) for k in dict.fromkeys(xs)}
@@ -427,7 +432,7 @@ def table(report): # -> Markdown
     if report['rejected_photos']: lines += ['| left out | why | |', '|---|---|---|', *(f"| {cell(n)} | {REASONS[r['reason']]} | {cell(r['detail'])} |" for n, r in report['rejected_photos'].items())]
     return '\n'.join(lines) + '\n'
 
-# %% ../nbs/6_tools/63b_photos.ipynb #a0859b86
+# %% ../nbs/6_tools/63b_photos.ipynb #7875f9f0
 def tile(rgb, size, lines=(), yaw=None): # uint8 [h,w,3] or None -> PIL image
     "A thumbnail with its text; a compass shows where the camera stood: the nose points down, the dot is the camera."
     from PIL import Image, ImageDraw
@@ -477,9 +482,9 @@ def finish(report, out, files, source, work): # data set, contact sheet, tables;
     if files: publish(files, out, work, dict(multi_view=False, back_views=any(abs(a['yaw']) > 90 for a in report['accepted_photos'].values()), world='headnb', made_by='headnb.photos', detectors=report['detectors'], constants=report['constants']))
     write_atomic(home/'report.md', table(report))
     write_atomic(home/'contact.png', png_bytes(np.asarray(contact_sheet(report, files, source))))
-    write_atomic(home/'report.json', json.dumps(report, indent=1))
+    write_atomic(home/'report.json', json.dumps(report | dict(archives=[a.name for a in archives(out) if a.exists()]), indent=1))
 
-# %% ../nbs/6_tools/63b_photos.ipynb #23d0441a
+# %% ../nbs/6_tools/63b_photos.ipynb #348966a1
 def read_json(path, most=1 << 30):
     require(Path(path).is_file(), f'no table {path}')
     require(Path(path).stat().st_size <= most, f'{path} has more than {most >> 20} MiB')
@@ -512,7 +517,7 @@ class FfhqPhotos(FolderPhotos):
         info = {k: about[k] for k in ('author', 'license', 'license_url', 'photo_url') if k in about}
         return out | dict(info=info) | (dict(points=p) if p.size else {})
 
-# %% ../nbs/6_tools/63b_photos.ipynb #90050687
+# %% ../nbs/6_tools/63b_photos.ipynb #aab79266
 def polygons(x, depth=0): # anything JSON -> [[(x, y), ...]]
     "Every outline below a name that begins with `polygon`."
     if depth > 8: return []
@@ -550,7 +555,7 @@ class KHairstyle(FolderPhotos):
         info = {k: v for k in ('horizontal', 'vertical', 'basestyle', 'length') if isinstance(row, dict) and isinstance(v := row.get(k), (str, int, float))}
         return super().known(name, size) | dict(info=info, boxes=(box,) if box else ())
 
-# %% ../nbs/6_tools/63b_photos.ipynb #05655573
+# %% ../nbs/6_tools/63b_photos.ipynb #781a7aea
 def made_folder(folder,      # to make
                 n=24,        # good photos, all around
                 seed=0, size=288, failures=True):
@@ -576,7 +581,7 @@ def made_folder(folder,      # to make
     reasons = dict(z_copy='duplicate', cut_file='broken', empty='broken', text='broken', saved_again='near', little='small', grey='colour', bits='colour', nobody='none', two='several', back_cut='cut', face_cut='cut', tilted='limits', far='none')
     return truth, {next(folder.glob(k + '.*')).name: v for k, v in reasons.items()}
 
-# %% ../nbs/6_tools/63b_photos.ipynb #1115ffbb
+# %% ../nbs/6_tools/63b_photos.ipynb #67fe603a
 def crop_error(square, R, made, size): # of a crop, result of `made_photo`, pixels of the crop -> [yaw, pitch: degrees; centre: pixels; size: per cent]
     "How far crop and camera are from the truth."
     yaw, pitch, _ = angles_of(R)
@@ -601,7 +606,7 @@ def show_errors(rows):
     print(f"{'':36}photos   yaw  pitch  centre  size %")
     for (side, k), (n, e) in rows.items(): print(f'{side:12}{k:24}{n:5}{e[0]:8.1f}{e[1]:6.1f}{e[2]:8.1f}{e[3]:7.1f}')
 
-# %% ../nbs/6_tools/63b_photos.ipynb #d43666ae
+# %% ../nbs/6_tools/63b_photos.ipynb #3c85358f
 def load_cfg(path): # YAML or JSON -> PhotosCfg
     "Read a specification, strictly."
     import yaml

@@ -7,14 +7,14 @@ __all__ = ['TEMPLATES', 'EXIT', 'override', 'TrainRun', 'InvertRun', 'paper_modu
            'check_parameters', 'open_data', 'open_teacher', 'invert_facts', 'starts', 'check', 'environment',
            'run_folder', 'html_report', 'execute', 'run', 'build', 'fit', 'fit_processes', 'worker', 'main', 'ship']
 
-# %% ../nbs/6_tools/64_runs.ipynb #b2b96438
+# %% ../nbs/6_tools/64_runs.ipynb #2fd30526
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 import argparse, ast, importlib, json, os, platform, signal, subprocess, sys, time
 from .base.core import BadInput, config_hash, from_dict, repo_path, require, suggest, to_dict, write_atomic
 
-# %% ../nbs/6_tools/64_runs.ipynb #2bf44240
+# %% ../nbs/6_tools/64_runs.ipynb #5577f1c1
 def override(base: dict,      # nested plain data
              changes: dict,   # the same shape, only what differs
              where='config',  # for messages
@@ -27,7 +27,7 @@ def override(base: dict,      # nested plain data
         out[k] = override(base[k], v, f'{where}.{k}') if isinstance(base[k], dict) and v is not None else v   # None: without this part
     return out
 
-# %% ../nbs/6_tools/64_runs.ipynb #c126423c
+# %% ../nbs/6_tools/64_runs.ipynb #a7c8f390
 @dataclass(frozen=True)
 class TrainRun:
     "Parameters of `9_runs/train.ipynb`."
@@ -77,7 +77,7 @@ def model_config(spec: TrainRun):  # -> the paper's dataclass with fields G, D, 
     changes = {k: getattr(spec, k) for k in ('G', 'D', 'train') if getattr(spec, k)}
     return from_dict(type(preset), override(to_dict(preset), changes))
 
-# %% ../nbs/6_tools/64_runs.ipynb #0ccf3a9b
+# %% ../nbs/6_tools/64_runs.ipynb #6e7a39ba
 def read_spec(spec,            # 'tiny/eg3d' or a path
               changes=(),      # 'name.name=value', value in YAML
              ):                # (name of the run, name of the template, parameters)
@@ -106,7 +106,7 @@ def template_path(name: str) -> Path:
     require(path.is_file(), f'no template {name!r}{suggest(name, [p.stem for p in path.parent.glob("*.ipynb")])}')
     return path
 
-# %% ../nbs/6_tools/64_runs.ipynb #a48a12dc
+# %% ../nbs/6_tools/64_runs.ipynb #b09f93e6
 def check_parameters(template: str, params: dict):
     "Parameters against the notebook's own parameters cell: names, and the type of each default."
     import papermill, logging
@@ -137,10 +137,11 @@ def _open_set(spec, cfg, path):
     "One set, of the size and with the masks that the discriminator reads."
     from headnb.gan.data import HeadDataset
     made = HeadDataset(repo_path(path), spec.resolution or getattr(cfg.D, 'resolution', None), mirror=getattr(cfg.train, 'mirror', False))
-    require('mask' not in getattr(cfg.D, 'keys', ()) or 'mask' in made.beside, f'the discriminator of {spec.paper} reads masks; beside {path} there is no archive {made.path.stem}_masks')
+    reads = 'mask' in getattr(cfg.D, 'keys', ()) or getattr(cfg.D, 'mask_side', None)
+    require(not reads or 'mask' in made.beside, f'the discriminator of {spec.paper} reads masks; beside {path} there is no archive {made.path.stem}_masks')
     return made
 
-# %% ../nbs/6_tools/64_runs.ipynb #5b24978f
+# %% ../nbs/6_tools/64_runs.ipynb #0729e9ef
 def open_teacher(spec: TrainRun, cfg, data):  # -> {} or {'teacher': generator in evaluation mode}
     "The teacher of a run, if its paper has one; `BadInput` if it does not fit."
     module = paper_module(spec.paper)
@@ -164,7 +165,7 @@ def invert_facts(spec: InvertRun) -> dict:
     facts = {'config': to_dict(cfg) | {'checkpoint': spec.checkpoint}, 'config_hash': config_hash(cfg)}
     return facts | ({'data_hash': HeadDataset(repo_path(spec.data), image_side(G) if G else None).hash} if spec.data else {})
 
-# %% ../nbs/6_tools/64_runs.ipynb #acf76b9b
+# %% ../nbs/6_tools/64_runs.ipynb #bd603fdc
 def starts(spec: TrainRun) -> dict:  # {part of the run: where its weights come from}
     "What a run begins with; `BadInput` if a file is missing."
     from headnb.gan.train import check_start
@@ -190,7 +191,7 @@ def check(template, params):
     if spec.state: require(repo_path(spec.state).parent.is_dir(), f'no folder {repo_path(spec.state).parent} for the state')
     return spec, facts
 
-# %% ../nbs/6_tools/64_runs.ipynb #f71e7aa4
+# %% ../nbs/6_tools/64_runs.ipynb #5da810d4
 def environment() -> dict:
     "Machine, versions, commit and command."
     from importlib.metadata import distributions
@@ -210,7 +211,7 @@ def run_folder(name: str, resume: bool, root=None) -> Path:
         return used[-1]
     return root/(name if not used else f'{name}.{int(used[-1].name[len(name) + 1:] or 1) + 1}')
 
-# %% ../nbs/6_tools/64_runs.ipynb #b16bb27c
+# %% ../nbs/6_tools/64_runs.ipynb #72e9d595
 EXIT = {'done': 0, 'failed': 1, 'refused': 2, 'killed': 3, 'resumable': 4}
 
 
@@ -245,7 +246,7 @@ def execute(template: str, params: dict, out: Path, bar=True) -> str:  # a key o
     if notebook.exists(): html_report(notebook)
     return _status(out, status, why=why, seconds=round(time.time() - begin, 1), resumable=bool(list(out.glob('checkpoints/step-*'))) and status != 'done')
 
-# %% ../nbs/6_tools/64_runs.ipynb #c0270cb3
+# %% ../nbs/6_tools/64_runs.ipynb #a044e7ac
 def run(spec, changes=(), resume=False, dry=False, root=None, bar=True):  # -> (status, folder)
     "Check a specification, make its folder, execute it."
     name, template, params = read_spec(spec, changes)
@@ -274,7 +275,7 @@ def _same_run(out, facts):
     require(not wrong, f'{out.name} cannot be resumed: {wrong.replace("checkpoint", "run")}')
     for k in ('data_hash', 'teacher', 'start'): require(facts.get(k) == before.get(k), f'{out.name} cannot be resumed: {k} was {before.get(k)}, it is {facts.get(k)}')
 
-# %% ../nbs/6_tools/64_runs.ipynb #3c3e2f7e
+# %% ../nbs/6_tools/64_runs.ipynb #35ddc74d
 def build(spec: TrainRun, cfg):  # -> (G, D)
     "The networks of a configuration, seeded."
     import torch
@@ -311,7 +312,7 @@ def fit(spec: TrainRun, cfg, data, out, resume='auto', observers=None):  # -> th
         write_atomic(Path(out)/'result.json', json.dumps(dict(status=run.status, step=run.step, kimg=run.nimg/1000, seconds=run.seconds, config_hash=config_hash(cfg), data_hash=data.hash)))
     return run
 
-# %% ../nbs/6_tools/64_runs.ipynb #6df959bb
+# %% ../nbs/6_tools/64_runs.ipynb #fbb555e6
 def fit_processes(spec: TrainRun, out):
     "The same in several processes of this machine."
     def with_parent():   # if this process is killed, so are they (Linux)
@@ -330,7 +331,7 @@ def worker(out):
     cfg = model_config(spec)
     fit(spec, cfg, open_data(spec, cfg), out)
 
-# %% ../nbs/6_tools/64_runs.ipynb #f071cb33
+# %% ../nbs/6_tools/64_runs.ipynb #9b37ee8d
 def main(argv=None) -> int:
     "headnb-run SPEC [-p name=value ...] [--resume] [--dry-run] [--out FOLDER]"
     p = argparse.ArgumentParser('headnb-run', description='Execute a run: papermill_runs/<size>/<paper>.yaml. Exit codes: ' + ', '.join(f'{v} {k}' for k, v in EXIT.items()))
@@ -353,7 +354,7 @@ def main(argv=None) -> int:
 
 if __name__ == '__main__' and '__file__' in globals(): sys.exit(main())
 
-# %% ../nbs/6_tools/64_runs.ipynb #21487fde
+# %% ../nbs/6_tools/64_runs.ipynb #056bef65
 def ship(state,      # exported state (papermill_runs/state/<run>.safetensors)
          path,       # where the shipped file is written (headnb/assets/<run>.safetensors)
          **meta      # measurements and remarks, JSON data

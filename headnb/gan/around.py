@@ -9,7 +9,7 @@ __all__ = ['SIDES', 'side', 'foreground', 'gradient', 'Eyes', 'inception_classes
            'gauge', 'moved', 'style_views', 'truth_scores', 'probes', 'shifts', 'binned', 'best_move', 'without_move',
            'Drift', 'camera_drift', 'camera_scores']
 
-# %% ../../nbs/3_gan/34e_around.ipynb #9f6a764e
+# %% ../../nbs/3_gan/34e_around.ipynb #80d8f921
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,10 +23,10 @@ from ..base.camera import check_label, make_label, orbit, project, split_label, 
 from ..base.core import require
 from ..nets.ops import resize
 from .judges import FeatureNet, pair_auc
-from .metrics import Features, Part, Result, ScriptJudge, data_name, fake_features, fid, inception, judge_name, to_bytes
+from .metrics import Features, Part, Result, ScriptJudge, coverage, data_name, distance_ratio, fake_features, fid, inception, judge_name, to_bytes
 from .truth import Views, averaged, back_project, depth_error, normal_error, outline, own_and_others
 
-# %% ../../nbs/3_gan/34e_around.ipynb #0bad6abf
+# %% ../../nbs/3_gan/34e_around.ipynb #8481520d
 SIDES = ('all', 'front', 'back')
 
 
@@ -41,7 +41,7 @@ def side(ds,     # a labelled data set
     require(bool(at.any()), f'FID-{which} needs views from {"behind" if which == "back" else "the front"}; {data_name(ds)} has none')
     return Part(ds, at, which)
 
-# %% ../../nbs/3_gan/34e_around.ipynb #a56cbd88
+# %% ../../nbs/3_gan/34e_around.ipynb #47fb9256
 def foreground(parts, judges, size):  # part labels [n,h,w] of `Judges.parts`; pixels -> [n,1,size,size], 0..1
     "Where the judge sees a person (the paper: DeepLabV3)."
     return resize((parts != judges.net.cfg.parts.index('background'))[:, None].float(), size)
@@ -54,7 +54,7 @@ def gradient(images, where):  # [n,3,h,w], weights [n,1,h,w] -> [n]
     w = where[:, 0, 1:-1, 1:-1]
     return ((dx**2 + dy**2).sqrt()*w).sum((1, 2))/w.sum((1, 2)).clamp(min=1e-6)
 
-# %% ../../nbs/3_gan/34e_around.ipynb #b122ea16
+# %% ../../nbs/3_gan/34e_around.ipynb #f7b31771
 class Eyes(nn.Module):
     "One look at a picture: features, class logits, is there a face, sharpness."
     def __init__(self, judges,
@@ -81,7 +81,7 @@ class Eyes(nn.Module):
         parts = seen.x.split(self.sizes, 1)
         return {k: replace(seen, x=x, judge=n) for k, x, n in zip(('features', 'classes', 'face', 'sharpness'), parts, self.names)}
 
-# %% ../../nbs/3_gan/34e_around.ipynb #ffda5636
+# %% ../../nbs/3_gan/34e_around.ipynb #0668575d
 def inception_classes(path):  # as `metrics.inception`; a user of such a file looks through Eyes(judges, inception(path), inception_classes(path))
     "Class logits of a user's Inception, without the bias of its last layer, as the Inception score has them."
     net, path = inception(path), Path(path)
@@ -92,7 +92,7 @@ def inception_classes(path):  # as `metrics.inception`; a user of such a file lo
         logits = lambda x: net(x) @ weight.T.to(x)
     return FeatureNet(logits, None, f'{net.name} classes')
 
-# %% ../../nbs/3_gan/34e_around.ipynb #6fa01ea7
+# %% ../../nbs/3_gan/34e_around.ipynb #75010c55
 def samples(G, ds, which='all',  # generator; labelled data set; one of SIDES
             net=None,            # who looks; None: the judges' features
             n=5000, seed=0, batch=16, keep=0, name='samples') -> Features:
@@ -104,7 +104,7 @@ def samples(G, ds, which='all',  # generator; labelled data set; one of SIDES
     sample, labels, cameras = how
     return fake_features(sample, labels, net, n, G.cfg.mapping.z_dim, cameras, seed, batch, device, keep, f'{name}, {which}')
 
-# %% ../../nbs/3_gan/34e_around.ipynb #071b1e0e
+# %% ../../nbs/3_gan/34e_around.ipynb #23a67fe6
 def class_score(logits: Features,  # of the eyes: 'classes'
                 groups=10,         # of at least two pictures
                 seed=0) -> Result:
@@ -118,7 +118,7 @@ def class_score(logits: Features,  # of the eyes: 'classes'
     half = 1.96*v.std().item()
     return Result('IS', v.mean().item(), v.mean().item() - half, v.mean().item() + half, logits.judge, logits.data, (0, n), seed, f'{groups} subsets', samples=tuple(v.tolist()))
 
-# %% ../../nbs/3_gan/34e_around.ipynb #e186f0dd
+# %% ../../nbs/3_gan/34e_around.ipynb #2dee029e
 def side_scores(real: dict, fake: dict,  # of `Eyes.split`, the same side
                 which='all', bootstrap=20) -> dict:  # name -> Result
     "The numbers of one side."
@@ -129,11 +129,12 @@ def side_scores(real: dict, fake: dict,  # of `Eyes.split`, the same side
     out = {f'FID-{which}': fid(real['features'], fake['features'], bootstrap=bootstrap), f'IS-{which}': class_score(fake['classes'], groups),
            f'IS-{which} of real pictures': class_score(real['classes'], max(2, min(10, len(real['classes'])//8))),
            f'sharpness {which}': averaged('sharpness', f.x[:, 0]/sharp, f.judge, f'{real["sharpness"].data} / {f.data}', 'brightness gradient where the judge sees a person, over the mean of real pictures', (len(real['face']), n))}
+    if which == 'all': out |= {'coverage': coverage(real['features'], fake['features']), 'distance ratio': distance_ratio(real['features'], fake['features'])}
     if which != 'back': return out
     seen = lambda k, who: {f'faces behind{k}': averaged('faces behind', (who['face'].x[:, 0] > .5).float(), face.judge, who['face'].data, 'share of pictures of FID-back')}
     return out | seen('', fake) | seen(' of real pictures', real)
 
-# %% ../../nbs/3_gan/34e_around.ipynb #547c0a42
+# %% ../../nbs/3_gan/34e_around.ipynb #1efab417
 @torch.no_grad()
 def asked(judge, images, batch=64):  # a head of the judges, [n,3,h,w] -> its answers
     return torch.cat([judge(x) for x in images.split(batch)])
@@ -152,7 +153,7 @@ def identity(a, b,        # [n,3,h,w]: the same heads from two cameras
     rules = {'ID': f'cosine, {views}, where a face is seen in both', 'ID of other heads': f'cosine, {views}, mean over the other heads', 'ID rank': f'share of other heads that are less alike, {views}'}
     return out | {k: averaged(k, v, judge_name(judges.identity), f'{data} (judge AUC {auc:.3f} on these pictures)', rule) for (k, rule), v in zip(rules.items(), own_and_others(e[0]@e[1].T))}
 
-# %% ../../nbs/3_gan/34e_around.ipynb #19cab5a5
+# %% ../../nbs/3_gan/34e_around.ipynb #23cd8c52
 def check_masks(m, where):  # -> [n,1,h,w]
     "Masks, or `BadInput`."
     require(m.ndim == 4 and m.shape[1] == 1, f'{where}: masks are {list(m.shape)}; expected [n,1,h,w]')
@@ -185,7 +186,7 @@ def true_cameras(ds):  # a HeadDataset -> [n,25]
     require(len(t['c_true']) == len(ds), f'{path.name} has {len(t["c_true"])} cameras for {len(ds)} pictures')
     return torch.from_numpy(t['c_true'])
 
-# %% ../../nbs/3_gan/34e_around.ipynb #c353b1d3
+# %% ../../nbs/3_gan/34e_around.ipynb #b12d38eb
 def swap(G, z, other, c, psi=.7):  # latents of heads and of backgrounds [b,z_dim] twice, cameras [b,25] -> images own and swapped [b,3,h,w], opacity [b,1,r,r]
     "The same heads before their own background and before another's."
     require(getattr(G.cfg, 'background', None) is not None, f'a {type(G).__name__} without a background network has no backgrounds to swap')
@@ -202,7 +203,7 @@ def swap_change(own, new, mask):  # of `swap` -> change of the head [b], of the 
     mean = lambda w: (w*d).sum((1, 2, 3))/w.sum((1, 2, 3)).clamp(min=1e-6)
     return mean(m), mean(1 - m)
 
-# %% ../../nbs/3_gan/34e_around.ipynb #fe15c3b9
+# %% ../../nbs/3_gan/34e_around.ipynb #2758f754
 @torch.no_grad()
 def swap_scores(G, z, c, judges,   # generator, latents [n,z_dim], cameras [n,25]
                 psi=.7, batch=16, name='samples') -> dict:  # name -> Result
@@ -217,7 +218,7 @@ def swap_scores(G, z, c, judges,   # generator, latents [n,z_dim], cameras [n,25
     return {'swap, head': averaged('swap, head', head, 'none', name, f'mean |difference|, weighted by the opacity; {rule}'), 'swap, background': averaged('swap, background', back, 'none', name, f'mean |difference|, weighted by 1 - opacity; {rule}'),
             'segmentation consistency': averaged('segmentation consistency', seen, judge_name(judges.parts), name, f'MSE of two segmentations; {rule}')}
 
-# %% ../../nbs/3_gan/34e_around.ipynb #0ae6d08b
+# %% ../../nbs/3_gan/34e_around.ipynb #acd3cdef
 def nobody(masks,      # [n,1,h,w] of many heads
            share=.01,  # of the pictures
           ):           # [h,w] bool
@@ -244,7 +245,7 @@ def walls(v: Views,      # heads from all sides
     values = v.mask[..., empty].clamp(0, 1).mean((1, 2)), (v.mask[..., border(len(empty))] > .5).float().mean((1, 2))
     return {k: averaged(k, x, 'geometry', f'{data} / {v.name}', f'{rule}, {len(v.c)} views', (0, len(v))) for k, x, rule in zip(('opacity where no head is', 'opaque border'), values, rules)}
 
-# %% ../../nbs/3_gan/34e_around.ipynb #29752cce
+# %% ../../nbs/3_gan/34e_around.ipynb #ae554438
 def warped(image,        # [n,3,h,w] of the next frame
            depth, solid, # [n,h,w] twice, of the next frame; bool
            x, c,         # [n,h,w,3] surface of this frame; [n,25] the next camera
@@ -280,12 +281,12 @@ def merged(parts) -> dict:  # dicts name -> Result of batches, by the same rules
     first = parts[0]
     return {k: averaged(r.metric, [s for p in parts for s in p[k].samples], r.judge, r.data, r.protocol) for k, r in first.items()}
 
-# %% ../../nbs/3_gan/34e_around.ipynb #a329fef9
+# %% ../../nbs/3_gan/34e_around.ipynb #4775fa2d
 def nearest_start(G, target, mask, c, n=128, seed=0, batch=16):  # as `find_heads` -> mean and spread of w [1,1,w_dim] twice, start [b,1,w_dim]
     "Of n random samples the one whose picture is nearest to each target."
     z = torch.randn(n, G.cfg.mapping.z_dim, generator=torch.Generator().manual_seed(seed)).to(target)
     w = G.map(z, orbit(0.).to(z).expand(n, 25))
-    best, start = torch.full((len(target),), math.inf).to(target), w[:len(target)].clone()
+    best, start = torch.full((len(target),), math.inf).to(target), w[:1].repeat(len(target), 1, 1)
     for ws in w.split(batch):
         x = G.synthesize(ws, c.expand(len(ws), 25), noise='const', deterministic=True)['image']
         e = (mask[:, None]*(x[None] - target[:, None])**2).mean((2, 3, 4)).min(1)
@@ -300,7 +301,7 @@ def find_heads(G, target, mask,   # generator; pictures [b,3,h,w] of its size; [
                prior=.02,         # weight of the squared distance from the average, in spreads
                n=64, seed=0):     # random samples to start from -> (ws [b,num_ws,w_dim], squared error inside the mask [b])
     "Style codes of pictures, all in one batch."
-    check_masks(mask, 'find_heads')
+    require(bool((check_masks(mask, 'find_heads').mean((1, 2, 3)) > 0).all()), 'find_heads: a mask is empty; there is nothing to find')
     mean, spread, start = nearest_start(G, target, mask, c, n, seed)
     offset, k = ((start - mean)/spread).requires_grad_(), G.cfg.mapping.num_ws
     opt = torch.optim.Adam([offset], lr, (.9, .99))
@@ -315,7 +316,7 @@ def find_heads(G, target, mask,   # generator; pictures [b,3,h,w] of its size; [
         opt.step()
     return look()
 
-# %% ../../nbs/3_gan/34e_around.ipynb #d0997c78
+# %% ../../nbs/3_gan/34e_around.ipynb #b3b4db4b
 @torch.no_grad()
 def gauge(G, n=256, seed=0, c=None):  # latents; [1,25] label, None: the front -> [4,4] rigid motion of the world
     "How the generator moves a camera, on average."
@@ -348,7 +349,7 @@ def style_views(G, ws, c,       # generator, [n,num_ws,w_dim], [v,25]
     stack = lambda i: torch.cat([torch.stack([r[i] for r in rows[j:j + len(c)]], 1) for j in range(0, len(rows), len(c))])
     return Views(stack(0)[:, :, 0], stack(1)[:, :, 0], c.cpu(), name, stack(2) if images else None)
 
-# %% ../../nbs/3_gan/34e_around.ipynb #186a03d6
+# %% ../../nbs/3_gan/34e_around.ipynb #b516a658
 def truth_scores(found: Views, truth: Views,
                  yaws,           # degrees of the views, for the names
                 ) -> dict:       # name -> Result
@@ -360,7 +361,7 @@ def truth_scores(found: Views, truth: Views,
     out = {f'{k} {y}': f(one(found, i), one(truth, i)) for k, f in rules.items() for i, y in enumerate(yaws)}
     return out | {k: f(found, truth) for k, f in rules.items()}
 
-# %% ../../nbs/3_gan/34e_around.ipynb #658d9020
+# %% ../../nbs/3_gan/34e_around.ipynb #7a68d90f
 def probes():  # -> [7,3] world points
     "The centre of the head, and six points around it."
     e = .1*torch.eye(3)
@@ -385,7 +386,7 @@ def best_move(v, A):  # shifts of the bins [k,2], what a move of the head does [
 
 def without_move(v, A): return v.double() - A.double() @ best_move(v, A)
 
-# %% ../../nbs/3_gan/34e_around.ipynb #e585a481
+# %% ../../nbs/3_gan/34e_around.ipynb #9ecb8cdc
 @dataclass(frozen=True)
 class Drift:
     "Per picture: what the labels lack, and what the generator adds."
@@ -412,7 +413,7 @@ class Drift:
         rms = lambda v: v.square().sum(1).mean().sqrt()
         return torch.stack([safe(dot(m, t), dot(t, t)), safe(dot(m, t), (dot(t, t)*dot(m, m)).sqrt()), rms(t - m), rms(t), safe(dot(turn[:, 1], turn[:, 0]), dot(turn[:, 0], turn[:, 0]))])
 
-# %% ../../nbs/3_gan/34e_around.ipynb #ae42e0ed
+# %% ../../nbs/3_gan/34e_around.ipynb #67d420ba
 @torch.no_grad()
 def camera_drift(G, labels, true,  # generator; [n,25] of the data set; [n,25] that took the pictures
                  size,             # of the pictures, pixels
