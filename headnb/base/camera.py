@@ -7,14 +7,14 @@ __all__ = ['intrinsics', 'focal_to_fov', 'fov_to_focal', 'fov_to_intrinsics_rele
            'project', 'look_at', 'orbit', 'yaw_pitch', 'look_at_released', 'gaussian_pose', 'uniform_pose',
            'check_label', 'mirror_label', 'convert']
 
-# %% ../../nbs/0_base/01_camera.ipynb #3f1c6d7f
+# %% ../../nbs/0_base/01_camera.ipynb #526b7396
 import math
 import numpy as np
 import torch
 import torch.nn.functional as F
 from .core import BadInput, require, suggest
 
-# %% ../../nbs/0_base/01_camera.ipynb #c09b5b95
+# %% ../../nbs/0_base/01_camera.ipynb #94b20d98
 def intrinsics(focal=4.2647, # focal length in image widths, a number or [n]
                cx=.5, cy=.5  # principal point in image widths and heights
               ):             # K [3,3] or [n,3,3]
@@ -23,7 +23,7 @@ def intrinsics(focal=4.2647, # focal length in image widths, a number or [n]
     o, i = torch.zeros_like(focal), torch.ones_like(focal)
     return torch.stack([focal, o, cx, o, focal, cy, o, o, i], -1).reshape(*focal.shape, 3, 3)
 
-# %% ../../nbs/0_base/01_camera.ipynb #0292c0cc
+# %% ../../nbs/0_base/01_camera.ipynb #f33e05ab
 def focal_to_fov(focal): # image widths
     "Angle of view in degrees from the left to the right edge."
     return 2*math.degrees(math.atan(.5/focal))
@@ -33,12 +33,12 @@ def fov_to_focal(fov): # degrees from the left to the right edge, in (0, 180)
     require(0 < fov < 180, f"a field of view lies between 0 and 180 degrees, not {fov}")
     return .5/math.tan(math.radians(fov)/2)
 
-# %% ../../nbs/0_base/01_camera.ipynb #f5df44de
+# %% ../../nbs/0_base/01_camera.ipynb #8ecaebf5
 def fov_to_intrinsics_released(fov): # degrees from corner to corner
     "K [3,3] as the released tools compute it, with their rounded constants."
     return intrinsics(1/(math.tan(fov*3.14159/360)*1.414))
 
-# %% ../../nbs/0_base/01_camera.ipynb #0d4a7e4d
+# %% ../../nbs/0_base/01_camera.ipynb #23b94c93
 def make_label(cam2world, # [n,4,4] or [4,4], axes right, down, forward
                K          # [n,3,3] or [3,3], normalised
               ):          # c [n,25]
@@ -54,7 +54,7 @@ def split_label(c): # [n,25] or [25]
     c = c.reshape(-1, 25)
     return c[:, :16].reshape(-1, 4, 4), c[:, 16:].reshape(-1, 3, 3)
 
-# %% ../../nbs/0_base/01_camera.ipynb #d9cab6b6
+# %% ../../nbs/0_base/01_camera.ipynb #254ba4fb
 def rays(c,   # [n,25] labels
          size # pixels of a side, or (height, width)
         ):    # origins [n,m,3], dirs [n,m,3] of length one; m = height*width, row by row
@@ -70,7 +70,7 @@ def rays(c,   # [n,25] labels
     d = X[..., None]*right + Y[..., None]*down + forward   # sums, not a matrix product: exact under autocast
     return origin.expand_as(d), F.normalize(d, dim=-1)
 
-# %% ../../nbs/0_base/01_camera.ipynb #0074e01a
+# %% ../../nbs/0_base/01_camera.ipynb #61280226
 def project(x, # [n,k,3] world points
             c  # [n,25] labels
            ):  # uv [n,k,2] in 0..1, left to right and top to bottom; depth [n,k], distance to the camera
@@ -81,7 +81,7 @@ def project(x, # [n,k,3] world points
     p = torch.stack([(q*K[:, None, i]).sum(-1) for i in range(3)], -1)
     return p[..., :2]/p[..., 2:], d.norm(dim=-1)
 
-# %% ../../nbs/0_base/01_camera.ipynb #797359de
+# %% ../../nbs/0_base/01_camera.ipynb #546837aa
 def _look(origin, forward): # [n,3] each
     "cam2world [n,4,4]: third axis along `forward`, first axis horizontal."
     forward = F.normalize(forward, dim=-1)
@@ -102,7 +102,7 @@ def look_at(origin,        # [n,3] or [3]: where the camera stands
     require(bool((d[:, ::2].norm(dim=-1) > 1e-6).all()), "look_at: straight up or down has no level horizon; move the camera a little")
     return _look(o, d)
 
-# %% ../../nbs/0_base/01_camera.ipynb #7bde17fd
+# %% ../../nbs/0_base/01_camera.ipynb #3c351db0
 def _column(*xs): # numbers and vectors
     "Broadcast to float32 [n] each."
     return torch.broadcast_tensors(*(torch.as_tensor(x, dtype=torch.float32).reshape(-1) for x in xs))
@@ -119,24 +119,28 @@ def orbit(yaw, pitch=0.,  # radians, numbers or [n]
     pivot = torch.as_tensor(pivot, dtype=torch.float32)
     return make_label(_look(pivot + radius[:, None]*away, -away), intrinsics(focal))
 
-# %% ../../nbs/0_base/01_camera.ipynb #aec801f6
+# %% ../../nbs/0_base/01_camera.ipynb #74f4d05c
 def yaw_pitch(c): # [n,25]
     "(yaw, pitch), radians [n] each: `orbit(yaw, pitch)` looks in the same direction, whatever this camera looks at."
     f = split_label(c)[0][:, :3, 2]
     return torch.atan2(-f[:, 0], -f[:, 2]), torch.asin((-f[:, 1]/f.norm(dim=-1)).clamp(-1, 1))
 
-# %% ../../nbs/0_base/01_camera.ipynb #774abc70
+# %% ../../nbs/0_base/01_camera.ipynb #f54e36f0
 def look_at_released(h, v,          # radians, numbers or [n]; both pi/2 is the front, h > pi/2 is yaw > 0, v < pi/2 is above
                      pivot=(0,0,0), # [3]: what it looks at
-                     radius=2.7     # from the world origin
+                     radius=2.7,    # from the world origin
+                     roll=0.        # radians, number or [n]: the camera's upper side leans to its right
                     ):              # cam2world [n,4,4]
-    "The released look-at sampler."
-    h, v, radius = _column(h, v, radius)
+    "The released look-at sampler; the released GenHead's with h = pi/2 - yaw, v = pi/2 - pitch, its axes those of 'opengl'."
+    h, v, radius, roll = _column(h, v, radius, roll)
     phi = torch.arccos(1 - 2*v.clamp(1e-5, math.pi - 1e-5)/math.pi)
     o = radius[:, None]*torch.stack([phi.sin()*(math.pi - h).cos(), phi.cos(), phi.sin()*(math.pi - h).sin()], -1)
-    return _look(o, torch.as_tensor(pivot, dtype=torch.float32) - o)
+    pose = _look(o, torch.as_tensor(pivot, dtype=torch.float32) - o)
+    right, down, cos, sin = pose[:, :3, 0], pose[:, :3, 1], roll.cos()[:, None], roll.sin()[:, None]
+    pose[:, :3, 0], pose[:, :3, 1] = right*cos + down*sin, down*cos - right*sin
+    return pose
 
-# %% ../../nbs/0_base/01_camera.ipynb #97955971
+# %% ../../nbs/0_base/01_camera.ipynb #5177fc5d
 def gaussian_pose(n, h=math.pi/2, v=math.pi/2, # how many; mean angles
                   h_std=.3, v_std=.155,        # standard deviations, radians
                   radius=2.7, generator=None): # -> cam2world [n,4,4]
@@ -151,7 +155,7 @@ def uniform_pose(n, h=math.pi/2, v=math.pi/2,  # how many; mean angles
     e = torch.rand(2, n, generator=generator)*2 - 1
     return look_at_released(h + h_range*e[0], v + v_range*e[1], radius=radius)
 
-# %% ../../nbs/0_base/01_camera.ipynb #4291c59a
+# %% ../../nbs/0_base/01_camera.ipynb #b7263eae
 def _numbers(c): # anything label-like
     "As a float32 tensor [n,whatever]."
     if not isinstance(c, torch.Tensor):
@@ -176,7 +180,7 @@ def _doubts(c, tol): # [n,25], number
     yield (f <= 0).any(1), lambda i: f"focal lengths must be positive, not {say(f[i])}"
     yield (f > 50).any(1), lambda i: f"focal length {f[i].max():.5g} looks like pixels: divide the intrinsics by the image size"
 
-# %% ../../nbs/0_base/01_camera.ipynb #ceac5912
+# %% ../../nbs/0_base/01_camera.ipynb #95843d53
 def check_label(c,        # [25] or [n,25]: tensor, array, or lists of numbers or of strings
                 tol=1e-3  # how far the matrices may be from exact
                ):         # c [n,25] float32
@@ -186,14 +190,14 @@ def check_label(c,        # [25] or [n,25]: tensor, array, or lists of numbers o
         if bad.any(): raise BadInput(f"camera label {(i := int(bad.nonzero()[0, 0]))}: {why(i)}")
     return c
 
-# %% ../../nbs/0_base/01_camera.ipynb #b6dab78d
+# %% ../../nbs/0_base/01_camera.ipynb #6ee906da
 def mirror_label(c): # [n,25]
     "The labels of the pictures mirrored left to right (principal point assumed in the middle, as released)."
     sign = torch.ones(c.shape[-1]).to(c)
     sign[[1, 2, 3, 4, 8]] = -1
     return c*sign
 
-# %% ../../nbs/0_base/01_camera.ipynb #7e4312b9
+# %% ../../nbs/0_base/01_camera.ipynb #67a29980
 _SYSTEMS = dict(opencv=((1, 1, 1), 'y'), opengl=((1, -1, -1), 'y'), blender=((1, -1, -1), 'z'), nerfstudio=((1, -1, -1), 'z'), pytorch3d=((-1, -1, 1), 'y'))
 _Z_UP = ((1, 0, 0, 0), (0, 0, -1, 0), (0, 1, 0, 0), (0, 0, 0, 1))   # W: our world -> a world with z up
 

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['ENGINES', 'hit_triangle', 'Mesh', 'cast', 'closest', 'offsets', 'borders', 'Hits', 'Drawn', 'zbuffer', 'rasterise',
-           'vertex_normals', 'correspondence']
+           'vertex_normals', 'correspondence', 'faces_within']
 
-# %% ../../nbs/2_field/23_raster.ipynb #b3d68218
+# %% ../../nbs/2_field/23_raster.ipynb #6a84d0ec
 import functools, os
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from ..base.camera import split_label
 from ..base.core import require, suggest
 
-# %% ../../nbs/2_field/23_raster.ipynb #e882145f
+# %% ../../nbs/2_field/23_raster.ipynb #da208e40
 def hit_triangle(origins, dirs, # [...,3] each
                  tri,           # [...,3,3] corners
                 ):              # bary [...,3], t [...]: differentiable in all three; inside where all bary >= 0
@@ -28,7 +28,7 @@ def hit_triangle(origins, dirs, # [...,3] each
     b1, b2 = (s*p).sum(-1)*inv, (dirs*q).sum(-1)*inv
     return torch.stack([1 - b1 - b2, b1, b2], -1), (e2*q).sum(-1)*inv
 
-# %% ../../nbs/2_field/23_raster.ipynb #7f233170
+# %% ../../nbs/2_field/23_raster.ipynb #cbcf74f5
 @contextmanager
 def _hushed():
     "Standard error of native code to nowhere."
@@ -51,7 +51,7 @@ def _stream(wp, device):
     "Warp's work goes where torch's goes."
     return wp.ScopedStream(wp.stream_from_torch(torch.cuda.current_stream(device))) if device.type == 'cuda' else nullcontext()
 
-# %% ../../nbs/2_field/23_raster.ipynb #23f6cd35
+# %% ../../nbs/2_field/23_raster.ipynb #3871d33d
 def _launch(kernel, n, device, *args):
     "Run n threads of a kernel; tensors, or (tensor, Warp type), become Warp arrays without a copy."
     wp = _warp()
@@ -59,7 +59,7 @@ def _launch(kernel, n, device, *args):
     args = [wp.from_torch(x, dtype=t) if isinstance(x, torch.Tensor) else x for x, t in args]
     with _stream(wp, device): wp.launch(kernel, n, args, device=wp.device_from_torch(device))
 
-# %% ../../nbs/2_field/23_raster.ipynb #63b02b28
+# %% ../../nbs/2_field/23_raster.ipynb #d56fc233
 @functools.cache
 def _ray():
     "The ray through a place of a picture, as `camera.rays` makes it."
@@ -94,7 +94,7 @@ def _look():
 
     return look
 
-# %% ../../nbs/2_field/23_raster.ipynb #15875549
+# %% ../../nbs/2_field/23_raster.ipynb #3702dcc0
 @functools.cache
 def _cast():
     "Kernel: rays that are given."
@@ -131,7 +131,7 @@ def _shoot():
 
     return shoot
 
-# %% ../../nbs/2_field/23_raster.ipynb #514c07e6
+# %% ../../nbs/2_field/23_raster.ipynb #0d589b65
 @functools.cache
 def _near():
     "Kernel: the nearest point of the surface."
@@ -148,7 +148,7 @@ def _near():
 
     return near
 
-# %% ../../nbs/2_field/23_raster.ipynb #5c3e0755
+# %% ../../nbs/2_field/23_raster.ipynb #1cdc6a64
 class Mesh:
     "Triangles that rays and points can ask."
     def __init__(self, faces,  # [f,3] integers
@@ -190,7 +190,7 @@ class Mesh:
         u, v, t = uvt.unbind(-1)
         return face.long(), torch.stack([u, v, 1 - u - v], -1), t
 
-# %% ../../nbs/2_field/23_raster.ipynb #abb7ff43
+# %% ../../nbs/2_field/23_raster.ipynb #b0f6b6f5
 def _points(x, name, device):
     "[r,3] float32, finite, on the device."
     require(x.ndim == 2 and x.shape[1] == 3, f'{name} are {list(x.shape)}; expected [r,3]')
@@ -213,7 +213,7 @@ def closest(mesh,       # Mesh
     "The nearest point of the surface."
     return mesh._ask(_near(), len(points), (_points(points, 'points', mesh.device), _warp().vec3), float(reach))
 
-# %% ../../nbs/2_field/23_raster.ipynb #3c56d642
+# %% ../../nbs/2_field/23_raster.ipynb #42997fd4
 def offsets(samples, # rays per pixel
            ):        # [samples,2] in 0..1
     "Where rays pierce a pixel: its centre, the rotated grid for four, otherwise a low-discrepancy sequence."
@@ -233,7 +233,7 @@ def borders(key, depth, # [n,h,w] integers, -1: nothing; [n,h,w]
         out0.logical_or_(edge); out1.logical_or_(edge)
     return out
 
-# %% ../../nbs/2_field/23_raster.ipynb #979f4a5a
+# %% ../../nbs/2_field/23_raster.ipynb #bd1de3dd
 @dataclass
 class Hits:
     "Rays that hit, one row each, and where they belong."
@@ -277,7 +277,7 @@ class Hits:
         "Label at the centre of each pixel, uint8 [n,1,h,w]."
         return torch.where(self.centre >= 0, torch.as_tensor(labels).to(self.centre.device).long()[self.centre.clamp(min=0)], empty)[:, None].to(torch.uint8)
 
-# %% ../../nbs/2_field/23_raster.ipynb #08774523
+# %% ../../nbs/2_field/23_raster.ipynb #3237226b
 @functools.cache
 def _splat():
     "Kernel: one thread a triangle."
@@ -323,7 +323,7 @@ def _splat():
 
     return splat
 
-# %% ../../nbs/2_field/23_raster.ipynb #f2082e8e
+# %% ../../nbs/2_field/23_raster.ipynb #56a17753
 class Drawn:
     "Triangles and what cuts them, ready for the kernel."
     def __init__(self, faces,   # [f,3] int32
@@ -349,7 +349,7 @@ def zbuffer(key,          # [h*w] int64, changed in place: 0 is nothing, else ne
     p, k = wp.from_torch(P, dtype=wp.vec3, return_ctype=True), wp.from_torch(key, return_ctype=True)
     with _stream(wp, P.device): wp.launch(_splat(), span[1], [p, *drawn.arrays, span[0], int(cull), float(strands), width, len(key)//width, k], device=wp.device_from_torch(P.device))
 
-# %% ../../nbs/2_field/23_raster.ipynb #74bbc6f2
+# %% ../../nbs/2_field/23_raster.ipynb #71a6d56d
 @functools.cache
 def _settle():
     "Kernel: each ray with its winner, as in `hit_triangle`."
@@ -376,7 +376,7 @@ def _settle():
 
     return settle
 
-# %% ../../nbs/2_field/23_raster.ipynb #d3b5a9ca
+# %% ../../nbs/2_field/23_raster.ipynb #8bf12626
 def _cast_pixels(mesh, c, size, pixel, at, cull):
     "By the tree: all views c of a mesh, pixels [p], places [k,2] -> face [p*k], bary, distance."
     return mesh._ask(_shoot(), len(pixel)*len(at), c, pixel.int(), (at, _warp().vec2), size, size, cull)
@@ -403,7 +403,7 @@ def _scan_pixels(mesh, c, size, pixel, at, cull):
 
 ENGINES = dict(scan=_scan_pixels, cast=_cast_pixels)
 
-# %% ../../nbs/2_field/23_raster.ipynb #4fdfe338
+# %% ../../nbs/2_field/23_raster.ipynb #a62a8acc
 def rasterise(vertices,    # [b,v,3]; with gradients: barycentrics and depth carry them too
               faces,       # [f,3], or a Mesh to be reused
               c,           # [n,25], n a multiple of b: the first n/b pictures show the first mesh, and so on
@@ -444,7 +444,7 @@ def _rasterise_one(mesh, c, size, samples, label, everywhere, cull, look):
     weight = torch.cat([torch.ones(len(one), device=mesh.device), torch.full((len(two),), 1/samples, device=mesh.device)])
     return torch.cat([face[one], f2[two]]), torch.cat([bary[one], b2[two]]), torch.cat([depth[one], d2[two]]), torch.cat([one, pixel[two//samples]]), weight, centre
 
-# %% ../../nbs/2_field/23_raster.ipynb #503d61c8
+# %% ../../nbs/2_field/23_raster.ipynb #fa46461a
 def _with_gradients(hits, vertices, c):
     "Barycentrics and depth as functions of the vertices; the rays of the hits are recovered from their points."
     corner = hits.faces[hits.face] + (hits.owner[hits.view]*vertices.shape[1])[:, None]
@@ -454,7 +454,7 @@ def _with_gradients(hits, vertices, c):
     bary, depth = hit_triangle(origin, dirs, tri)
     return replace(hits, bary=bary, depth=depth)
 
-# %% ../../nbs/2_field/23_raster.ipynb #e2e07da8
+# %% ../../nbs/2_field/23_raster.ipynb #218a7ed4
 def vertex_normals(vertices, # [b,v,3]
                    faces,    # [f,3]
                   ):         # [b,v,3] of length one
@@ -471,3 +471,16 @@ def correspondence(template, # [v,3] the mean head
     "Canonical coordinates as an attribute: interpolate them and every pixel names its place on the mean head."
     lo, hi = box or (template.min(0).values, template.max(0).values)
     return (template - lo)/(hi - lo)*2 - 1
+
+# %% ../../nbs/2_field/23_raster.ipynb #395b27e9
+def faces_within(faces,          # [f,3] tensor or array
+                 ids,            # vertex numbers of a region, any order
+                 renumber=False, # True: as positions in the sorted list of the region, for a mesh of its own
+                ):               # [k,3] int64 on the device of `faces`, in their order
+    "Triangles whose three corners are all in a region."
+    faces = torch.as_tensor(faces).long()
+    ids = torch.unique(torch.as_tensor(np.asarray(ids, np.int64) if not isinstance(ids, torch.Tensor) else ids).long().to(faces.device))
+    at = torch.full((int(max(faces.max(), ids.max() if len(ids) else 0)) + 1,), -1, device=faces.device)
+    at[ids] = torch.arange(len(ids), device=faces.device)
+    keep = (at[faces] >= 0).all(1)
+    return (at[faces] if renumber else faces)[keep]
