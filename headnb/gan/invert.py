@@ -7,7 +7,7 @@ __all__ = ['MOVE', 'STAGES', 'STEPS', 'PUBLISHED', 'image_side', 'check_target',
            'noise_maps', 'noise_regularity', 'whiten', 'lr_factor', 'shake_factor', 'move_camera', 'turn_between',
            'InvertCfg', 'Search', 'coarse_picture', 'changes', 'Inversion', 'open_inversion', 'Watch', 'invert']
 
-# %% ../../nbs/3_gan/38_invert.ipynb #26ef946a
+# %% ../../nbs/3_gan/38_invert.ipynb #20f99a19
 import copy, math, os, time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,12 +19,12 @@ from ..base.camera import check_label, make_label, orbit, split_label
 from ..base.core import from_dict, progress, require, to_dict
 from ..base.show import image_grid, png_bytes, resized, to_uint8
 from ..nets.ops import resize
-from .checkpoint import fingerprint, load as read, save as write
+from .checkpoint import fingerprint, generator_of, load as read, save as write
 from .generator import Generator
 from .judges import axis_rotation, rotation_angle
 from .metrics import Lpips, StageDistance, default_perceptual, judge_name
 
-# %% ../../nbs/3_gan/38_invert.ipynb #0063a94a
+# %% ../../nbs/3_gan/38_invert.ipynb #eac11797
 def image_side(G):  # a Generator -> pixels
     "The side of the pictures it draws."
     return G.superres.resolution if G.cfg.superres.widths else G.cfg.raw_size
@@ -56,7 +56,7 @@ def check_mask(mask,       # [1,1,h,h] or [h,h], 0..1
     require(m.mean().item() > .01, f'mask covers {100*m.mean().item():.2g} % of the picture: nothing is left to look at')
     return resize(m, size, 'antialiased').clamp(0, 1)
 
-# %% ../../nbs/3_gan/38_invert.ipynb #36f9975d
+# %% ../../nbs/3_gan/38_invert.ipynb #c391b30f
 def pixel_error(x, t,   # picture and target [1,3,h,w]
                 mask=None):  # [1,1,h,w]: the mean is over what it covers
     "Mean squared difference; none where a saturated target pixel is exceeded."
@@ -82,7 +82,7 @@ class Perceptual:
         if self.known is None: return self.net(x, self.target).mean()
         return sum((a - b).square().mean() for a, b in zip(self.look(x), self.known))
 
-# %% ../../nbs/3_gan/38_invert.ipynb #058167de
+# %% ../../nbs/3_gan/38_invert.ipynb #a917ada1
 def noise_maps(G):  # -> {name: buffer [r,r]}
     "The noise maps that reach the picture when noise is 'const'."
     return {k: b for k, b in G.named_buffers() if k.endswith('noise_const') and (not k.startswith('superres.') or G.cfg.superres.noise == 'const')}
@@ -105,7 +105,7 @@ def whiten(n):  # a map, changed in place
     n.sub_(n.mean())
     n.mul_(n.square().mean().clamp(min=1e-12).rsqrt())
 
-# %% ../../nbs/3_gan/38_invert.ipynb #94eb618e
+# %% ../../nbs/3_gan/38_invert.ipynb #9d3955c2
 def lr_factor(t: float,      # share of the stage, 0..1
               rise, fall):   # shares in which it rises and falls
     "Ramps of the learning rate."
@@ -117,7 +117,7 @@ def shake_factor(t: float, share):  # how much of the noise on w is left
     "Quadratic, 0 from `share` on."
     return max(0., 1 - t/share)**2 if share else 0.
 
-# %% ../../nbs/3_gan/38_invert.ipynb #c3a3f82a
+# %% ../../nbs/3_gan/38_invert.ipynb #cbcfec84
 MOVE = 0.1   # a step that turns by one radian shifts by so many world units
 
 
@@ -133,7 +133,7 @@ def turn_between(a, b):  # [n,25] twice -> degrees [n]
     "The angle between the orientations of two cameras."
     return rotation_angle(*(split_label(c)[0][:, :3, :3] for c in (a, b)))
 
-# %% ../../nbs/3_gan/38_invert.ipynb #e66549e2
+# %% ../../nbs/3_gan/38_invert.ipynb #b94020eb
 STAGES = {'camera': ('camera',),    # style codes are given (`start`): only the camera is sought
           'z': ('z',), 'w': ('w',), 'w+': ('w', 'w+'), 'pti': ('w', 'tune'), 'z-pti': ('z', 'tune'), 'w+pti': ('w', 'w+', 'tune')}
 STEPS = {'camera': 'camera_steps', 'z': 'z_steps', 'w': 'w_steps', 'w+': 'plus_steps', 'tune': 'tune_steps'}   # of a stage
@@ -178,13 +178,13 @@ class InvertCfg:
     released: bool = False      # numbers of the released tool: 10,000 z, steps and noise in plain w, constant lr in tuning, Adam's second beta .999
     seed: int = 0
 
-# %% ../../nbs/3_gan/38_invert.ipynb #dfe731aa
+# %% ../../nbs/3_gan/38_invert.ipynb #28a9a106
 _SLOW = dict(raw=0., perceptual=1., fit_noise=False, coarse_share=0., label='front', tune_steps=500, tune_lr=3e-4)
 PUBLISHED = {'paper': InvertCfg('z-pti', z_steps=500, **_SLOW),
              'released': InvertCfg('w+pti', w_steps=0, plus_steps=500, plus_lr=.1, pixel=.1, centre=1., shake=.05, near=2.35, released=True, **_SLOW)}
 PUBLISHED['released, with mask'] = replace(PUBLISHED['released'], offset=True)
 
-# %% ../../nbs/3_gan/38_invert.ipynb #089dbf71
+# %% ../../nbs/3_gan/38_invert.ipynb #973a4596
 class Search:
     "An inversion in progress."
     def __init__(self, G, target, c,    # generator, picture, label
@@ -219,7 +219,7 @@ class Search:
 
     def whitened(self, x): return x if self.mask is None or self.cfg.mask != 'white' else self.mask*x + 1 - self.mask
 
-# %% ../../nbs/3_gan/38_invert.ipynb #adb12492
+# %% ../../nbs/3_gan/38_invert.ipynb #55d2da6a
 @patch
 def check_start(self: Search, ws):
     "Style codes of the right shape."
@@ -250,7 +250,7 @@ def name(self: Search):  # of the stage; None: all are over
 @patch
 def steps(self: Search, name): return getattr(self.cfg, STEPS[name])
 
-# %% ../../nbs/3_gan/38_invert.ipynb #c73722dc
+# %% ../../nbs/3_gan/38_invert.ipynb #28912d76
 @patch
 def begin(self: Search):
     "Tensors and Adam of the present stage."
@@ -277,7 +277,7 @@ def begin(self: Search):
     if name == 'camera':
         with torch.no_grad(): self.planes = self.G.make_planes(self.ws(), noise='const')
 
-# %% ../../nbs/3_gan/38_invert.ipynb #121680fe
+# %% ../../nbs/3_gan/38_invert.ipynb #5cbd5fca
 @patch
 def ws(self: Search, shake=0.):  # -> [1,num_ws,w_dim]
     "The style codes as they are now; `shake`: noise on them, in spreads."
@@ -301,7 +301,7 @@ def camera(self: Search):  # -> [1,25]
     "The camera as it is now."
     return move_camera(self.root, self.live['turn']*self.scale if 'turn' in self.live else self.delta)
 
-# %% ../../nbs/3_gan/38_invert.ipynb #2c6add60
+# %% ../../nbs/3_gan/38_invert.ipynb #238156ce
 def coarse_picture(G, ws, c, r, planes=None, ws_bcg=None):  # -> raw [1,3,r,r], mask [1,1,r,r]
     "The volume rendering alone, with r x r rays."
     if planes is None: planes = G.make_planes(ws, noise='const')
@@ -346,7 +346,7 @@ def terms(self: Search, t):  # share of the stage -> {name: number}
     if cfg.locality and self.name == 'tune': out['locality'] = self.locality(ws)
     return out
 
-# %% ../../nbs/3_gan/38_invert.ipynb #de493c83
+# %% ../../nbs/3_gan/38_invert.ipynb #e1e8d2d3
 @patch
 @torch.no_grad()
 def guess(self: Search):  # -> z [1,z_dim]
@@ -367,7 +367,7 @@ def locality(self: Search, ws, reach=.5, turn=.6):
         before = coarse_picture(self.base, other, c, r)[0]
     return (coarse_picture(self.G, other, c, r)[0] - before).square().mean()
 
-# %% ../../nbs/3_gan/38_invert.ipynb #b27d113a
+# %% ../../nbs/3_gan/38_invert.ipynb #8deaecc1
 @patch
 def advance(self: Search, t) -> dict:  # share of the stage -> the terms
     "One step of the optimiser."
@@ -395,7 +395,7 @@ def finish(self: Search):
     self.number += 1
     self.begin()
 
-# %% ../../nbs/3_gan/38_invert.ipynb #54f2f589
+# %% ../../nbs/3_gan/38_invert.ipynb #2cd5230c
 @patch
 def share(self: Search, budget=None,  # seconds for everything; None: only steps count
           ahead=0.):                  # look so many seconds ahead
@@ -407,7 +407,7 @@ def share(self: Search, budget=None,  # seconds for everything; None: only steps
     mine = (budget - self.began)*left[0]/sum(left)
     return min(1., max(t, (self.seconds + ahead - self.began)/mine if mine > 0 else 1.))
 
-# %% ../../nbs/3_gan/38_invert.ipynb #73fadeb0
+# %% ../../nbs/3_gan/38_invert.ipynb #3d377f0e
 def changes(G, base):  # two generators of one kind -> {key: tensor of G}
     "The state entries in which they differ."
     return {k: v for (k, v), b in zip(G.state_dict().items(), base.state_dict().values()) if not torch.equal(v, b)}
@@ -450,7 +450,7 @@ def load_state(self: Search, folder) -> bool:  # False: there was none
         if mine: self.opt.state[p] = {k: v if k == 'step' else torch.empty_like(p).copy_(v) for k, v in mine.items()}
     return True
 
-# %% ../../nbs/3_gan/38_invert.ipynb #78172916
+# %% ../../nbs/3_gan/38_invert.ipynb #f6d9c183
 @dataclass
 class Inversion:
     "A picture's head: codes, camera, generator, and how they were found."
@@ -477,7 +477,7 @@ class Inversion:
         f = self.facts
         return f"{f['config']['method']}: PSNR {self.psnr:.2f} dB | {', '.join(self.losses)} | {len(self.history)} steps, {f['seconds']:.1f} s ({f['cpu']:.1f} s of CPU, load {f['load']:.1f})" + (f" | {f['note']}" if f['note'] else '')
 
-# %% ../../nbs/3_gan/38_invert.ipynb #9dc76c6b
+# %% ../../nbs/3_gan/38_invert.ipynb #5e0c1941
 @patch
 def save(self: Inversion,
          path,          # ends in .safetensors
@@ -491,13 +491,12 @@ def save(self: Inversion,
 
 def open_inversion(path,             # written by `Inversion.save`
                    G=None,           # the generator it began with: needed if only the changes were written
-                   build=None,       # config of the generator -> module; None: of G's class
                   ) -> Inversion:
     "Read it back."
     package = read(path)
     require('inversion' in package.models, f'{path} is a checkpoint, but no inversion')
     require(G is None or replace(package.cfg, render=G.cfg.render) == G.cfg, f'{path} belongs to another config')
-    if 'G_ema' in package.models: own = package.into('G_ema', (build or (Generator if G is None else type(G)))(package.cfg))
+    if 'G_ema' in package.models: own = package.into('G_ema', generator_of(package.cfg))
     else:
         require(G is not None, f'{path} holds only what changed; give the generator it began with')
         own, base = copy.deepcopy(G), package.meta['facts']['base']
@@ -507,7 +506,7 @@ def open_inversion(path,             # written by `Inversion.save`
     m, known = package.meta, package.models['inversion']
     return Inversion(own.eval().requires_grad_(False).to(memory_format=torch.channels_last), known['ws'], known['c'], known['given'], m['psnr'], tuple(m['losses']), m['history'], m['facts'], tuple(m['changed']), known.get('behind'))
 
-# %% ../../nbs/3_gan/38_invert.ipynb #b5fa09f3
+# %% ../../nbs/3_gan/38_invert.ipynb #7ae790f0
 class Watch:
     "An observer that keeps one picture up to date: the target, and what the last step has drawn."
     def __init__(self, every=2., size=160):  # seconds, pixels
@@ -522,7 +521,7 @@ class Watch:
         if self.handle is None: self.handle = display(data, display_id=True)
         else: self.handle.update(data)
 
-# %% ../../nbs/3_gan/38_invert.ipynb #49a2ecc3
+# %% ../../nbs/3_gan/38_invert.ipynb #d84ebefd
 @patch
 @torch.no_grad()
 def result(self: Search) -> Inversion:
@@ -543,7 +542,7 @@ def row(self: Search, terms, dt):  # dict, seconds of the step -> a line of the 
     "What is remembered of a step."
     return dict(step=self.step, seconds=self.seconds + dt, rays=self.picture.shape[-1], psnr=10*math.log10(4/max(terms['pixel'], 1e-10)), **terms)
 
-# %% ../../nbs/3_gan/38_invert.ipynb #22b9403a
+# %% ../../nbs/3_gan/38_invert.ipynb #8a662a15
 def invert(G,                  # a Generator; it is not changed
            target,             # [1,3,h,h] in -1..1
            c,                  # [1,25] its camera
