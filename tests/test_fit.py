@@ -1,0 +1,84 @@
+"""Fitting a folder: a killed run goes on where it was, with the same bytes; a part is never half there."""
+import os, signal, subprocess, sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from headnb.base.camera import orbit, project
+from headnb.field.rig import load_head
+from headnb.gan.data import HeadDataset
+from headnb.gan.fit import SETTINGS, FolderCfg, Stage, fit_folder
+
+torch.set_num_threads(1)
+FAST = replace(SETTINGS['tiny'], contour='fixed', start=6, stages=(Stage('rotation translation shape expression eyes', 5, 1e-3),))
+CFG = FolderCfg(FAST, size=32, batch=2, mirror='rig')
+
+
+@pytest.fixture(scope='module')
+def made(tmp_path_factory):
+    "Ten pictures of nothing with the landmarks of somebody, and the data set that an undisturbed run makes."
+    d, head = tmp_path_factory.mktemp('fit'), load_head()
+    (d/'in').mkdir()
+    g = torch.Generator().manual_seed(0)
+    X = head.landmarks(head(head.sample_shape(10, g)))
+    uv = project(X, orbit(torch.linspace(-.5, .5, 10)))[0]*64
+    for i in range(10): Image.fromarray(np.random.default_rng(i).integers(0, 255, (64, 64, 3), np.uint8)).save(d/'in'/f'{i:02d}.png')
+    np.savez(d/'marks.npz', **{f'{i:02d}.png': uv[i].numpy() for i in range(10)})
+    report = fit_folder(d/'in', d/'whole.zip', head, dict(np.load(d/'marks.npz')), CFG)
+    assert report['accepted'] == 10 and report['parts'] == 5 and report['assembled']
+    return d
+
+
+KILLED = '''
+import os, signal, sys
+import numpy as np, torch
+torch.set_num_threads(1)
+import headnb.gan.fit as F
+from headnb.field.rig import load_head
+sys.path.insert(0, sys.argv[4])
+from test_fit import CFG
+where, n = sys.argv[2], int(sys.argv[3])
+calls = 0
+def dying(f):
+    def g(*a, **k):
+        global calls
+        calls += 1
+        if calls > n: os.kill(os.getpid(), signal.SIGKILL)
+        return f(*a, **k)
+    return g
+if where == 'fit': F.fit_rig = dying(F.fit_rig)
+if where == 'crop': F.cut_square = dying(F.cut_square)
+if where == 'rename': os.replace = dying(os.replace)
+d = sys.argv[1]
+F.fit_folder(d + '/in', d + f'/{where}{n}.zip', load_head(), dict(np.load(d + '/marks.npz')), CFG)
+'''
+
+
+@pytest.mark.parametrize('where, n', [('fit', 3), ('rename', 2), ('crop', 18), ('rename', 5), ('rename', 6)])   # during the fit of part 4; before part 3 has its name; while crops are cut; before the data set, before the report
+def test_a_killed_run_goes_on(made, where, n):
+    here = os.path.dirname(os.path.abspath(__file__))
+    r = subprocess.run([sys.executable, '-c', KILLED, str(made), where, str(n), here], capture_output=True, text=True, env={**os.environ, 'HEADNB_QUIET': '1', 'OMP_NUM_THREADS': '1'})
+    assert r.returncode == -signal.SIGKILL, r.stderr[-2000:]
+    out = made/f'{where}{n}.zip'
+    parts = sorted((made/f'{where}{n}_fit').glob('part_*.json'))
+    done = {('fit', 3): 3, ('rename', 2): 2, ('crop', 18): 5, ('rename', 5): 5, ('rename', 6): 5}[where, n]
+    assert len(parts) == done and out.exists() == ((where, n) == ('rename', 6))
+    times = {p.name: p.stat().st_mtime_ns for p in parts}
+    report = fit_folder(made/'in', out, load_head(), dict(np.load(made/'marks.npz')), CFG)
+    assert report['made'] == 5 - done and report['assembled']
+    assert times.items() <= {p.name: p.stat().st_mtime_ns for p in (made/f'{where}{n}_fit').glob('part_*.json')}.items()       # what was there was not made again
+    assert out.read_bytes() == (made/'whole.zip').read_bytes()
+    assert len(HeadDataset(out)) == 20
+
+
+def test_a_damaged_part_is_named(made):
+    "A part that somebody cut is refused by its name, not read as something else."
+    from headnb.base.core import BadInput
+    head, marks = load_head(), dict(np.load(made/'marks.npz'))
+    fit_folder(made/'in', made/'damaged.zip', head, marks, CFG)
+    p = sorted((made/'damaged_fit').glob('part_*.json'))[0]
+    p.write_text(p.read_text()[:-20])
+    with pytest.raises(BadInput, match=p.name): fit_folder(made/'in', made/'damaged.zip', head, marks, CFG)
