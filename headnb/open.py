@@ -8,13 +8,14 @@ __all__ = ['OPCODES', 'STEPS', 'STORAGES', 'MAGIC', 'SMALL', 'SCALARS', 'CALLS',
            'Tensor', 'Machine', 'proto', 'frame', 'push', 'constant', 'fresh', 'mark', 'items', 'key', 'last',
            'tuple_of', 'put_items', 'setitem', 'append', 'appends', 'additems', 'remember', 'recall', 'fetch', 'reduce',
            'newobj', 'build', 'persid', 'short', 'storage_name', 'storage_id', 'read_storage', 'rebuild_tensor',
-           'rebuild_parameter', 'span', 'numbers_of', 'persistent_object', 'scalar', 'dtype_of', 'sequence', 'set_of',
-           'tuple_from', 'ordered_of', 'device', 'encoded', 'resolver', 'inside', 'levels', 'read_bytes', 'unpickle',
-           'part', 'tensors', 'plain', 'number', 'plane_axes', 'settings', 'Family', 'family_of', 'fetch_part',
-           'Frugal', 'listed', 'conflicts', 'build_model', 'sound', 'Official', 'network_cfg', 'overrides', 'assemble',
-           'about', 'open_official', 'printable', 'look', 'inspect', 'network_lines', 'convert', 'main']
+           'rebuild_parameter', 'span', 'numbers_of', 'persistent_object', 'scalar', 'array', 'integers', 'dtype_of',
+           'sequence', 'set_of', 'tuple_from', 'ordered_of', 'device', 'encoded', 'resolver', 'inside', 'levels',
+           'read_bytes', 'unpickle', 'part', 'tensors', 'plain', 'number', 'plane_axes', 'settings', 'Family',
+           'family_of', 'fetch_part', 'Frugal', 'listed', 'conflicts', 'build_model', 'beside', 'sound', 'Official',
+           'network_cfg', 'overrides', 'assemble', 'about', 'open_official', 'printable', 'look', 'inspect',
+           'network_lines', 'convert', 'main']
 
-# %% ../nbs/6_tools/61_open.ipynb #b313c224
+# %% ../nbs/6_tools/61_open.ipynb #4086cb94
 import argparse, functools, importlib, importlib.util, json, math, re, struct, sys
 from collections import Counter
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ from torch.overrides import TorchFunctionMode
 from .base.core import BadInput, from_dict, require, sha256_of, to_dict
 from .gan.checkpoint import OFFICIAL, official_to_ours, ours_to_official, save
 
-# %% ../nbs/6_tools/61_open.ipynb #e9cd6792
+# %% ../nbs/6_tools/61_open.ipynb #e8224146
 OPCODES = {0x80: ('PROTO', 'u1'), 0x95: ('FRAME', 'u8'), 0x2e: ('STOP', ''), 0x28: ('MARK', ''), 0x30: ('POP', ''), 0x31: ('POP_MARK', ''), 0x32: ('DUP', ''),
     0x4e: ('NONE', ''), 0x88: ('NEWTRUE', ''), 0x89: ('NEWFALSE', ''), 0x4b: ('BININT1', 'u1'), 0x4d: ('BININT2', 'u2'), 0x4a: ('BININT', 'i4'),
     0x8a: ('LONG1', 'n1'), 0x8b: ('LONG4', 'n4'), 0x47: ('BINFLOAT', 'f8'), 0x49: ('INT', 'l'), 0x4c: ('LONG', 'l'), 0x46: ('FLOAT', 'l'),
@@ -38,7 +39,7 @@ OPCODES = {0x80: ('PROTO', 'u1'), 0x95: ('FRAME', 'u8'), 0x2e: ('STOP', ''), 0x2
     0x63: ('GLOBAL', 'll'), 0x93: ('STACK_GLOBAL', ''), 0x52: ('REDUCE', ''), 0x62: ('BUILD', ''), 0x69: ('INST', 'll'), 0x6f: ('OBJ', ''),
     0x81: ('NEWOBJ', ''), 0x92: ('NEWOBJ_EX', ''), 0x50: ('PERSID', 'l'), 0x51: ('BINPERSID', ''), 0x82: ('EXT1', 'u1'), 0x83: ('EXT2', 'u2'), 0x84: ('EXT4', 'i4')}
 
-# %% ../nbs/6_tools/61_open.ipynb #99dcfcd7
+# %% ../nbs/6_tools/61_open.ipynb #9ffcd6f6
 @dataclass(frozen=True)
 class Limits:
     "What a file may need at most."
@@ -84,7 +85,7 @@ def argument(data,   # memoryview of the file
     if n > limits.integer: raise BadInput(f'byte {at - n}: an integer of {n} bytes')
     return int.from_bytes(raw, 'little', signed=True), at
 
-# %% ../nbs/6_tools/61_open.ipynb #e6c4ed94
+# %% ../nbs/6_tools/61_open.ipynb #a6c4d0c5
 def scan(data,            # memoryview of the file
          at=0,            # where the pickle starts
          limits=Limits(),
@@ -116,7 +117,7 @@ def byte_map(data, limits=Limits()):
         else: runs.append((here, end, kind))
     return runs
 
-# %% ../nbs/6_tools/61_open.ipynb #d26fafbf
+# %% ../nbs/6_tools/61_open.ipynb #636b5e1e
 @dataclass(eq=False, repr=False, slots=True)
 class Name:
     "A global that the file names. Nothing is fetched."
@@ -145,7 +146,7 @@ class Tensor:
     size: tuple
     stride: tuple
 
-# %% ../nbs/6_tools/61_open.ipynb #c345fc88
+# %% ../nbs/6_tools/61_open.ipynb #fc811286
 STEPS = {}   # name of an instruction -> function (machine, argument)
 
 class Machine:
@@ -182,7 +183,7 @@ STEPS |= {'PROTO': proto, 'FRAME': frame, 'STOP': lambda m, arg: None, 'MARK': m
           'EMPTY_LIST': fresh(list), 'EMPTY_DICT': fresh(dict), 'EMPTY_SET': fresh(set)}
 STEPS |= dict.fromkeys(['BININT', 'BININT1', 'BININT2', 'LONG1', 'LONG4', 'BINFLOAT', 'SHORT_BINUNICODE', 'BINUNICODE', 'BINUNICODE8', 'SHORT_BINBYTES', 'BINBYTES', 'BINBYTES8'], push)
 
-# %% ../nbs/6_tools/61_open.ipynb #97a0b4b8
+# %% ../nbs/6_tools/61_open.ipynb #cf612767
 def key(k):
     "A key of a dictionary or an element of a set."
     if type(k) is str or type(k) is int and abs(k) < 2**31: return k
@@ -224,7 +225,7 @@ def recall(m, i):
 
 STEPS |= {'MEMOIZE': remember, 'BINPUT': remember, 'LONG_BINPUT': remember, 'BINGET': recall, 'LONG_BINGET': recall}
 
-# %% ../nbs/6_tools/61_open.ipynb #4b49d3a3
+# %% ../nbs/6_tools/61_open.ipynb #3b586f98
 def fetch(m, words):
     if words is None: words = [m.stack.pop(-2), m.stack.pop()]
     ok = all(type(w) is str and re.fullmatch(r'\w[\w.]*', w) and len(w) <= m.limits.name for w in words)
@@ -265,7 +266,7 @@ def short(x): # text for messages: one line, bounded, printable
 
 STEPS |= {'GLOBAL': fetch, 'STACK_GLOBAL': fetch, 'REDUCE': reduce, 'NEWOBJ': newobj, 'BUILD': build, 'BINPERSID': persid}
 
-# %% ../nbs/6_tools/61_open.ipynb #aa936454
+# %% ../nbs/6_tools/61_open.ipynb #379d041e
 STORAGES = {'torch.FloatStorage': torch.float32, 'torch.DoubleStorage': torch.float64, 'torch.HalfStorage': torch.float16, 'torch.BFloat16Storage': torch.bfloat16,
             'torch.LongStorage': torch.int64, 'torch.IntStorage': torch.int32, 'torch.ByteStorage': torch.uint8, 'torch.BoolStorage': torch.bool}
 MAGIC, SMALL = 0x1950a86a20f9469cfc6c, Limits(ops=64, text=4096)
@@ -298,7 +299,7 @@ def read_storage(data, # memoryview: a torch.save stream of one storage
     require(n == pid[4] and n*dtype.itemsize == len(data) - at, f'a storage announces {short(pid[4])} and {n} numbers; {(len(data) - at)/dtype.itemsize:g} are there')
     return Storage(dtype, data[at:])
 
-# %% ../nbs/6_tools/61_open.ipynb #917e6771
+# %% ../nbs/6_tools/61_open.ipynb #5f26cc09
 def rebuild_tensor(storage, offset, size, stride, requires_grad=False, hooks=None, metadata=None):
     "torch._utils._rebuild_tensor_v2, without the tensor."
     ok = type(storage) is Storage and type(size) is tuple and type(stride) is tuple and len(size) == len(stride) <= 8 and all(type(n) is int and n >= 0 for n in (offset, *size, *stride))
@@ -325,7 +326,7 @@ def numbers_of(t: Tensor) -> torch.Tensor:
     if lo == hi: return torch.zeros(t.size, dtype=t.storage.dtype)
     return torch.frombuffer(bytearray(t.storage.data[lo*b:hi*b]), dtype=t.storage.dtype).as_strided(t.size, t.stride).contiguous()
 
-# %% ../nbs/6_tools/61_open.ipynb #896f4741
+# %% ../nbs/6_tools/61_open.ipynb #b920952c
 def persistent_object(meta):
     "torch_utils.persistence: an object with the source of its class. The source is kept as text."
     ok = type(meta) is dict and meta.get('type') == 'class' and all(type(meta.get(k)) is t for k, t in (('class_name', str), ('module_src', str), ('state', dict)))
@@ -343,6 +344,21 @@ def scalar(dtype, data):
 SCALARS = {'f8': 'd', 'f4': 'f', 'f2': 'e', 'i8': 'q', 'i4': 'i', 'i2': 'h', 'u1': 'B', 'b1': '?'}
 
 
+def array(kind, shape, code):
+    "An array of numpy, before its state comes."
+    require(type(kind) is Name and kind.path == 'numpy.ndarray' and shape == (0,), 'an array of numpy that is not made as numpy makes it')
+    return Record('ndarray')
+
+
+def integers(r): # Record of an array of numpy -> tensor [n] int64, or None where it is something else
+    "A list of vertex numbers."
+    s = r.state if type(r.state) is tuple and len(r.state) == 5 else (0,)*5
+    dtype, data = s[2], s[4]
+    ok = type(s[1]) is tuple and len(s[1]) == 1 and type(dtype) is Record and dtype.class_name in ('i4', 'i8') and type(dtype.state) is tuple and dtype.state[1:2] == ('<',) and type(data) is memoryview
+    if not ok or s[1][0]*int(dtype.class_name[1]) != len(data): return None
+    return torch.frombuffer(bytearray(data), dtype={'i4': torch.int32, 'i8': torch.int64}[dtype.class_name]).long() if len(data) else None
+
+
 def dtype_of(code, align=False, copy=False): return Record(code if type(code) is str else '')
 def sequence(xs): require(type(xs) in (list, tuple), f'a sequence is made of a {type(xs).__name__}'); return xs
 def set_of(xs=()): return set(map(key, sequence(xs)))
@@ -357,13 +373,13 @@ def encoded(text, encoding):
 
 CALLS = {'torch_utils.persistence._reconstruct_persistent_obj': persistent_object, 'torch._utils._rebuild_tensor_v2': rebuild_tensor, 'torch._utils._rebuild_parameter': rebuild_parameter,
          'torch._utils._rebuild_parameter_with_state': rebuild_parameter, 'torch.storage._load_from_bytes': read_storage, 'collections.OrderedDict': ordered_of,
-         'numpy.core.multiarray.scalar': scalar, 'numpy._core.multiarray.scalar': scalar, 'numpy.dtype': dtype_of, 'torch.Size': tuple_from, 'torch.device': device,
+         'numpy.core.multiarray.scalar': scalar, 'numpy._core.multiarray.scalar': scalar, 'numpy.core.multiarray._reconstruct': array, 'numpy._core.multiarray._reconstruct': array, 'numpy.dtype': dtype_of, 'torch.Size': tuple_from, 'torch.device': device,
          'builtins.set': set_of, '__builtin__.set': set_of, 'builtins.frozenset': set_of, '_codecs.encode': encoded}
 DICTS = ('dnnlib.util.EasyDict', 'collections.OrderedDict')                       # made by NEWOBJ: an empty dictionary
-CLASSES = r'torch\.nn\.modules\.\w+\.[A-Z]\w*|(\w+\.)*(training\w*|torch_utils|dnnlib|models)(\.\w+)+'
-VALUES = ('torch.float32', 'torch.float16', 'torch.float64')                      # named, never called
+CLASSES = r'torch\.nn\.modules\.\w+\.[A-Z]\w*|(\w+\.)*(training\w*|torch_utils|dnnlib|models)(\.\w+)+|pytorch3d\.renderer\.mesh\.rasterizer\.\w+'
+VALUES = ('torch.float32', 'torch.float16', 'torch.float64', 'numpy.ndarray')     # named, never called
 
-# %% ../nbs/6_tools/61_open.ipynb #a20f616e
+# %% ../nbs/6_tools/61_open.ipynb #d1a3cfd3
 def resolver(stubs=(), # packages whose classes are taken as records too
             ):         # function: path -> Name, or BadInput
     "The allow-list as a function."
@@ -380,7 +396,7 @@ def resolver(stubs=(), # packages whose classes are taken as records too
         return Name(path, make=lambda: Record(path))
     return resolve
 
-# %% ../nbs/6_tools/61_open.ipynb #b2c3a320
+# %% ../nbs/6_tools/61_open.ipynb #96021cb6
 def inside(x): # the objects directly inside one
     "Children of a container or record."
     if type(x) is dict: return list(x.values())
@@ -423,7 +439,7 @@ def unpickle(data, stubs=(), limits=Limits()): # memoryview -> the dict of netwo
     require(sum(1 for _ in levels(root, limits.depth)) < limits.depth, f'objects are nested deeper than {limits.depth}')
     return root
 
-# %% ../nbs/6_tools/61_open.ipynb #3884d504
+# %% ../nbs/6_tools/61_open.ipynb #289dd3e5
 def part(record, name): # a dictionary of the state, or {}
     x = (record.state or {}).get(name) or {}
     require(type(x) is dict and all(type(k) is str for k in x), f'{record.class_name}: {name} is no dictionary of names')
@@ -446,7 +462,7 @@ def tensors(record, limits=Limits()): # Record of a network -> {released key: Te
     walk(record, '', 0)
     return out
 
-# %% ../nbs/6_tools/61_open.ipynb #23fed079
+# %% ../nbs/6_tools/61_open.ipynb #3caa813a
 BOUNDS = {'num_layers': 64, 'img_resolution': 4096, 'img_channels': 1024, 'z_dim': 1 << 16, 'w_dim': 1 << 16, 'c_dim': 1 << 16, 'depth_resolution': 1024, 'depth_resolution_importance': 1024,
           'neural_rendering_resolution': 1024, 'triplane_size': 1024, 'triplane_depth': 64, 'seg_resolution': 4096, 'cmap_dim': 1 << 16, 'mbstd_group_size': 1024, 'mbstd_num_channels': 1024,
           'channel_base': 1 << 24, 'channel_max': 1 << 14, 'sr_num_fp16_res': 64, 'num_fp16_res': 64}      # option -> largest value that makes sense
@@ -477,7 +493,7 @@ def number(x, where):
     require(top is None or 0 <= x <= top, f'{where} is {short(x)}; 0 to {top} make sense')
     return x
 
-# %% ../nbs/6_tools/61_open.ipynb #05f966b7
+# %% ../nbs/6_tools/61_open.ipynb #0d754873
 def plane_axes(record): # Record of a generator -> names of the axes as in AXES, or None
     "The axes of the planes, from the renderer inside."
     renderer = part(record, '_modules').get('renderer')
@@ -498,7 +514,7 @@ def settings(record, positional=()): # Record of a network, names of arguments w
     kwargs = plain(dict(zip(positional, args)) | kwargs, record.class_name)
     return kwargs, {k: plain(s[k], f'{record.class_name}.{k}') for k in ('neural_rendering_resolution', 'rendering_kwargs') if s.get(k) is not None}
 
-# %% ../nbs/6_tools/61_open.ipynb #41e3782a
+# %% ../nbs/6_tools/61_open.ipynb #75a9c729
 @dataclass(frozen=True)
 class Family:
     "How to recognise and to build one family of released models."
@@ -510,9 +526,11 @@ class Family:
     D_cfg: str = 'headnb.gan.checkpoint:released_discriminator_cfg'
     cfg: str = 'headnb.papers.eg3d:EG3DCfg'
     positional: tuple = ('z_dim', 'c_dim', 'w_dim', 'img_resolution', 'img_channels')   # arguments of G, where they come without names
+    attach: str = ''             # function (G, {released key: tensor}) for what a file holds besides weights: FLAME, in `deformer.`
 
 FAMILIES = (Family('panohead', ('t_mapping', 'bcg_synthesis', 'torgb', 'triplane_depth'), 'headnb.papers.panohead:PanoHead', 'headnb.papers.panohead:released_cfg', cfg='headnb.papers.panohead:PanoHeadCfg'),
             Family('next3d', ('texture_backbone', 'mouth_backbone', 'neural_blending'), 'headnb.papers.next3d:Next3D', 'headnb.papers.next3d:released_cfg'),
+            Family('genhead', ('deformer',), *(f'headnb.papers.genhead:{n}' for n in ('GenHead', 'released_cfg')), cfg='headnb.papers.genhead:GenHeadCfg', attach='headnb.papers.genhead:attach'),
             Family('eg3d'))      # the first row with a sign that fits; the last fits all
 
 
@@ -529,7 +547,7 @@ def fetch_part(family, what): # Family, 'G', 'G_cfg', ... -> the class or functi
     require(ok, f'this is a {family.name} model; this version of headnb can not build that family yet ({module} is missing)')
     return getattr(importlib.import_module(module), name)
 
-# %% ../nbs/6_tools/61_open.ipynb #98cfc5be
+# %% ../nbs/6_tools/61_open.ipynb #07d4faba
 class Frugal(TorchFunctionMode):
     "While a model is built: zeros instead of random numbers, and a limit to how many."
     def __init__(self, numbers): super().__init__(); self.left = numbers
@@ -561,7 +579,7 @@ def conflicts(model,    # our module
     kind = [official[k] for k in own if k in found and not found[k].storage.dtype.is_floating_point]
     return [f'{what}: {listed(names)}' for what, names in (('missing keys', lost), ('unknown keys', odd), ('other shapes', shape), ('not floating-point', kind)) if names]
 
-# %% ../nbs/6_tools/61_open.ipynb #6f7df066
+# %% ../nbs/6_tools/61_open.ipynb #6f7a561e
 def build_model(record,  # Record of a network
                 who,     # 'G' or 'D'
                 family,  # Family
@@ -581,7 +599,19 @@ def build_model(record,  # Record of a network
     wild = [ours[k] for k, t in state.items() if not t.isfinite().all()]
     if wild: return None, [f'numbers that are not finite: {listed(wild)}']
     model.load_state_dict(state)
+    if who == 'G' and family.attach: sound('what is beside the weights', fetch_part(family, 'attach'), model, beside(record, theirs))
     return model.eval().requires_grad_(False), []
+
+
+def beside(record, theirs): # Record of a generator, {released key: Tensor} -> {key: tensor}
+    "What drives a head: the tensors under `deformer.`, and the lists of vertices that stand there as plain attributes."
+    out = {k: numbers_of(t) for k, t in theirs.items() if k.startswith('deformer.')}
+    r, at = record, ''
+    for name in ('deformer', 'flame_deform'):
+        r, at = part(r, '_modules').get(name), f'{at}{name}.'
+        if type(r) is not Record: return out
+        out |= {at + k: ids for k, x in (r.state or {}).items() if type(x) is Record and x.class_name == 'ndarray' and (ids := integers(x)) is not None}
+    return out
 
 
 def sound(what, f, *args, **kw): # calls f; whatever fails is the file's fault
@@ -590,7 +620,7 @@ def sound(what, f, *args, **kw): # calls f; whatever fails is the file's fault
     except BadInput: raise
     except Exception as e: raise BadInput(f'{what}: {type(e).__name__}: {short(str(e))}') from e
 
-# %% ../nbs/6_tools/61_open.ipynb #904620e9
+# %% ../nbs/6_tools/61_open.ipynb #dc8e46f6
 @dataclass
 class Official:
     "A released checkpoint, opened."
@@ -630,7 +660,7 @@ def overrides(record, family): # -> {option: [constructor, attribute]}
     changed = {k: [first.get(k), then.get(k)] for k in {**first, **then} if first.get(k) != then.get(k)}
     return changed | ({'neural_rendering_resolution': [64, r]} if (r := own.get('neural_rendering_resolution', 64)) != 64 else {})
 
-# %% ../nbs/6_tools/61_open.ipynb #a478a310
+# %% ../nbs/6_tools/61_open.ipynb #3be33678
 def assemble(root,  # the dict of a file, as inert records
              size,  # bytes of the file
              limits=Limits(),
@@ -670,7 +700,7 @@ def open_official(path,            # a .pkl of EG3D, PanoHead or a fork
     opened.meta |= {'file': Path(path).name, 'sha256': sha256_of(path)}
     return opened
 
-# %% ../nbs/6_tools/61_open.ipynb #fc8eafba
+# %% ../nbs/6_tools/61_open.ipynb #3c31d28e
 def printable(text): # for a terminal
     "Text without control characters."
     return ''.join(ch if ch.isprintable() or ch in '\n\t' else f'\\x{ord(ch):02x}' for ch in text)
@@ -707,7 +737,7 @@ def inspect(path, stubs=(), source=None, limits=Limits()): # source: a class nam
     except (BadInput, MemoryError) as e: say.append(f'refused: {str(e) or "not enough memory"}')
     return printable('\n'.join(say))
 
-# %% ../nbs/6_tools/61_open.ipynb #28026911
+# %% ../nbs/6_tools/61_open.ipynb #54ccea5e
 def network_lines(root, limits):
     "One line for each entry of the file, one for each source text."
     say = ['entries:']

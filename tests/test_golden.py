@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 
 GOLDEN = Path(__file__).parent/'golden'
-CASES, FAMILIES = GOLDEN/'eg3d', ('eg3d', 'panohead')
-SLOW = {'eg3d_full_ffhq512-128', 'panohead_full'}
+CASES, FAMILIES = GOLDEN/'eg3d', ('eg3d', 'panohead', 'portrait4d')
+SLOW = {'eg3d_full_ffhq512-128', 'panohead_full', 'full_genhead', 'full_discriminator'}
 
 
 def golden(*args): return subprocess.run([sys.executable, '-m', 'headnb.golden', *map(str, args)], capture_output=True, text=True)
 
 
-def cases(family, slow): return sorted(p for p in (GOLDEN/family).iterdir() if (p.name in SLOW) == slow)
+def cases(family, slow): return sorted(p.parent for p in (GOLDEN/family).glob('*/case.json') if (p.parent.name in SLOW) == slow)
 
 
 @pytest.mark.parametrize('family', FAMILIES)

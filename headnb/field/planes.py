@@ -7,7 +7,7 @@ __all__ = ['AXES', 'taps_for', 'COLOUR', 'read_axes', 'SamplerCfg', 'grid_of', '
            'sample_table', 'PlaneSampler', 'DecoderCfg', 'log_sigmoid', 'Decoder', 'TwoStage', 'PlaneField',
            'make_field']
 
-# %% ../../nbs/2_field/20_planes.ipynb #2bb30b9e
+# %% ../../nbs/2_field/20_planes.ipynb #6046e52e
 import math
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,14 +19,15 @@ from fastcore.basics import patch
 from ..base.core import require, suggest
 from ..nets.ops import Linear
 
-# %% ../../nbs/2_field/20_planes.ipynb #4e4d50e5
+# %% ../../nbs/2_field/20_planes.ipynb #f393346a
 AXES = {'eg3d': ('x y z', 'x z y', 'z x y'),             # the release: planes 1 and 2 both span x and z
         'eg3d_paper': ('x y z', 'x z y', 'y z x'),       # the paper's figure: three different planes
         'panohead': ('x y z', 'x z y', 'y z x'),
+        'genhead': ('x y z', 'y z x', 'z x y'),
         'next3d': ('x y z', 'x z y', 'z y x'),
         'head360': ('x y z', '-z y x', 'x -z y')}
 
-# %% ../../nbs/2_field/20_planes.ipynb #4405bbb1
+# %% ../../nbs/2_field/20_planes.ipynb #239e9e5c
 def read_axes(name: str,   # three axis names with optional signs, such as 'x -z y'
              ) -> tuple:   # ((axis index, sign) for width, height, depth)
     "The three world axes of one plane."
@@ -35,7 +36,7 @@ def read_axes(name: str,   # three axis names with optional signs, such as 'x -z
     require(ok, f"axes {name!r} must name x, y and z once each, as in 'x z y' (width, height, depth)")
     return tuple(('xyz'.index(p[-1]), -1 if p[0] == '-' else 1) for p in parts)
 
-# %% ../../nbs/2_field/20_planes.ipynb #bf78401f
+# %% ../../nbs/2_field/20_planes.ipynb #8a37504c
 @dataclass(frozen=True)
 class SamplerCfg:
     "Where a point looks: everything that differs between tri-plane, tri-grid and hex-plane."
@@ -55,7 +56,7 @@ class SamplerCfg:
     def flat(self): # True: the off-plane coordinate is ignored
         return self.depth == 1 and self.mode == 'paper'
 
-# %% ../../nbs/2_field/20_planes.ipynb #67ec3be6
+# %% ../../nbs/2_field/20_planes.ipynb #d7313b68
 def grid_of(x,        # [b,m,3] world points
             cfg,      # SamplerCfg
            ):         # [b,p,m,3]: (width, height, depth) coordinates, -1..1 inside the box
@@ -64,7 +65,7 @@ def grid_of(x,        # [b,m,3] world points
     scale = torch.tensor(sign, dtype=x.dtype, device=x.device)*(2/cfg.box_warp)
     return x[:, :, torch.tensor(order, device=x.device)].transpose(1, 2)*scale[:, None]
 
-# %% ../../nbs/2_field/20_planes.ipynb #b88d7a34
+# %% ../../nbs/2_field/20_planes.ipynb #52fc7761
 def planes_from_image(image,     # [b, p*c*d, h, w]: what the plane maker draws
                       p: int = 3,# number of planes
                       d: int = 1,# slices per plane
@@ -73,7 +74,7 @@ def planes_from_image(image,     # [b, p*c*d, h, w]: what the plane maker draws
     require(image.shape[1] % (p*d) == 0, f'{image.shape[1]} channels cannot be cut into {p} planes of {d} slices')
     return image.unflatten(1, (p, image.shape[1]//(p*d), d))
 
-# %% ../../nbs/2_field/20_planes.ipynb #cf49f782
+# %% ../../nbs/2_field/20_planes.ipynb #fa27c501
 def sample_grid(planes, # [b,p,c,d,h,w]
                 x,      # [b,m,3] world points
                 cfg,    # SamplerCfg
@@ -87,7 +88,7 @@ def sample_grid(planes, # [b,p,c,d,h,w]
     if cfg.reduce == 'none': return f.transpose(2, 3)
     return (f.mean(1) if cfg.reduce == 'mean' else f.sum(1)).transpose(1, 2)
 
-# %% ../../nbs/2_field/20_planes.ipynb #cbe08eee
+# %% ../../nbs/2_field/20_planes.ipynb #1367e024
 def _blocks(cfg,  # SamplerCfg
             size, # pixels of a plane along its (width, height, depth)
            ):     # {(axes, sizes): [(plane, readers to flip: 0 width, 1 height, 2 depth; transpose?), ...]}
@@ -111,7 +112,7 @@ def _product(corner): # [(number of the fraction, 1: the far side or 0: the near
         terms = times_f if far else terms | times_f
     return terms
 
-# %% ../../nbs/2_field/20_planes.ipynb #efdeedda
+# %% ../../nbs/2_field/20_planes.ipynb #01b27d45
 class _Rows:
     "Where planes lie in one table of rows: slices next to each other, then pixels, then lines; zeros begin every axis, and so end the one before."
     def __init__(self, cfg, d, h, w): # SamplerCfg, slices, height, width
@@ -138,7 +139,7 @@ class _Rows:
         stop = start + math.prod(shape)
         return table[:, start:stop].view(len(table), *shape, -1), table[:, stop:end]
 
-# %% ../../nbs/2_field/20_planes.ipynb #7c1a77db
+# %% ../../nbs/2_field/20_planes.ipynb #498877cc
 @patch
 def table(self: _Rows,
           planes, # [b,p,c,d,h,w]
@@ -153,7 +154,7 @@ def table(self: _Rows,
         block[:, *[slice(1, None)]*(block.ndim - 2)].copy_(view.movedim(1, -1))
     return table.flatten(0, 1)
 
-# %% ../../nbs/2_field/20_planes.ipynb #17bf1b8a
+# %% ../../nbs/2_field/20_planes.ipynb #d6097d76
 class Taps(_Rows):
     "Which rows of the table a point reads, and with which weights: fixed by config and plane size."
     @torch.inference_mode(False)
@@ -196,7 +197,7 @@ class Taps(_Rows):
 
 taps_for = lru_cache(maxsize=32)(Taps)
 
-# %% ../../nbs/2_field/20_planes.ipynb #0324752c
+# %% ../../nbs/2_field/20_planes.ipynb #2ea5732a
 @patch
 def slope(self: Taps,
           x,    # [3,m] points in box coordinates, unchanged
@@ -218,7 +219,7 @@ def _to_points(taps, rows, weights, table, x, mono, g): # g [b*m,c] -> [3,b,m]
         gw, = torch.autograd.grad(F.embedding_bag(rows, table.detach(), mode='sum', per_sample_weights=w), w, g)
     return taps.slope(x.reshape(3, -1), mono, gw).view_as(x)
 
-# %% ../../nbs/2_field/20_planes.ipynb #ffc793db
+# %% ../../nbs/2_field/20_planes.ipynb #2f136465
 def _to_table(taps, shape, rows, weights, g): # g [b*m,c] -> [b*rows,c]
     out, first = torch.zeros(shape), torch.arange(shape[0], dtype=torch.int32)
     for strides in sorted(set(taps.strides)):
@@ -251,7 +252,7 @@ class _Bag(torch.autograd.Function):
         return (_to_table(ctx.taps, ctx.shape, rows, weights, g) if ctx.needs_input_grad[0] else None,
                 _to_points(ctx.taps, rows, weights, *more, g) if more else None, None)
 
-# %% ../../nbs/2_field/20_planes.ipynb #bef9ee14
+# %% ../../nbs/2_field/20_planes.ipynb #ad9362ae
 def sample_table(table,  # [b*rows,c] of taps.table
                  x,      # [3,b,m] points in box coordinates; changed in place
                  taps,   # Taps
@@ -263,7 +264,7 @@ def sample_table(table,  # [b*rows,c] of taps.table
         f = F.embedding_bag(rows, table, mode='sum', per_sample_weights=weights)
     return f.view(*x.shape[1:], -1)
 
-# %% ../../nbs/2_field/20_planes.ipynb #75b17ce8
+# %% ../../nbs/2_field/20_planes.ipynb #62bf92bc
 class PlaneSampler:
     "Look up points in planes: `sampler(planes, x)`, or `look = sampler.on(planes)` for many lookups."
     def __init__(self, cfg=SamplerCfg()): self.cfg = cfg
@@ -296,12 +297,12 @@ class PlaneSampler:
         require(planes.shape[1] == len(self.cfg.axes), f'{planes.shape[1]} planes for {len(self.cfg.axes)} axes in the config')
         require(planes.shape[3] == self.cfg.depth, f'planes have {planes.shape[3]} depth slices; the config says {self.cfg.depth}')
 
-# %% ../../nbs/2_field/20_planes.ipynb #b239c181
+# %% ../../nbs/2_field/20_planes.ipynb #e787ef68
 COLOUR = {'sigmoid': lambda x: torch.sigmoid(x)*1.002 - 0.001,
           'none': lambda x: x,
           'lrelu': lambda x: F.leaky_relu(x, 0.2)*math.sqrt(2)}
 
-# %% ../../nbs/2_field/20_planes.ipynb #d8f0d7d4
+# %% ../../nbs/2_field/20_planes.ipynb #1f148011
 @dataclass(frozen=True)
 class DecoderCfg:
     "The small network from features to colour and density."
@@ -314,7 +315,7 @@ class DecoderCfg:
     def __post_init__(self):
         require(self.activation in COLOUR, f'activation is {self.activation!r}{suggest(self.activation, COLOUR)}')
 
-# %% ../../nbs/2_field/20_planes.ipynb #d0bb4608
+# %% ../../nbs/2_field/20_planes.ipynb #c4a42bd6
 class _LogSigmoid(torch.autograd.Function):
     "log(sigmoid(x)) in two passes over memory, its gradient in one."
     @staticmethod
@@ -335,7 +336,7 @@ def log_sigmoid(x): # any shape; softplus(h) = -log_sigmoid(-h)
     quick = x.device.type == 'cpu' and x.dtype == torch.float32 and x.numel() and x.amin() > -80   # below, the sigmoid underflows
     return _LogSigmoid.apply(x) if quick else F.logsigmoid(x)
 
-# %% ../../nbs/2_field/20_planes.ipynb #15935193
+# %% ../../nbs/2_field/20_planes.ipynb #cdfa00c0
 class Decoder(nn.Module):
     "f [..., c] -> feat [..., C], sigma [..., 1] (raw: the renderer applies softplus)."
     def __init__(self, cfg=DecoderCfg()):
@@ -352,7 +353,7 @@ class Decoder(nn.Module):
         sigma, colour = F.linear(log_sigmoid(F.linear(f, -w0, -b0)), -w1, b1).split([1, self.cfg.out_dim], -1)
         return COLOUR[self.cfg.activation](colour), sigma
 
-# %% ../../nbs/2_field/20_planes.ipynb #38334884
+# %% ../../nbs/2_field/20_planes.ipynb #d80105e1
 class TwoStage:
     "Density for all points, colour only for the rows that are asked for (CPU, no gradients)."
     def __init__(self, planes, cfg, decoder): # [1,p,c,d,h,w], SamplerCfg, Decoder
@@ -391,7 +392,7 @@ class TwoStage:
         if self.activation == 'none': return torch.addmm(total*self.bc, add(memory, rows), self.wc)
         return add(self.colour(memory.index_select(0, rows)), torch.arange(len(rows)))
 
-# %% ../../nbs/2_field/20_planes.ipynb #b87c0134
+# %% ../../nbs/2_field/20_planes.ipynb #65a449a5
 class PlaneField:
     "A field made of planes: x -> (feat, sigma)."
     def __init__(self, planes, sampler, decoder):

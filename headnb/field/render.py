@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['PATHS', 'CACHE', 'FAINT', 'SOLID', 'interval_weights', 'mean_depth', 'march', 'sample_weights', 'RenderCfg',
-           'box_limits', 'limits', 'stratified', 'importance', 'cropped', 'edit_density', 'render', 'randoms']
+           'box_limits', 'limits', 'plane_limits', 'stratified', 'importance', 'cropped', 'edit_density', 'render',
+           'randoms']
 
-# %% ../../nbs/2_field/21_render.ipynb #c7ba4222
+# %% ../../nbs/2_field/21_render.ipynb #d19c5495
 import math
 from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from ..base.core import require, suggest
 
-# %% ../../nbs/2_field/21_render.ipynb #ea4437ec
+# %% ../../nbs/2_field/21_render.ipynb #4d6658aa
 def interval_weights(sigma, depth, # [...,S] each, depths ascending
                     ):             # [...,S-1]
     "The weight of every interval: opacity times what the intervals before let through."
@@ -22,7 +23,7 @@ def interval_weights(sigma, depth, # [...,S] each, depths ascending
     through = torch.cumprod(1 - alpha + 1e-10, -1)
     return alpha*F.pad(through[..., :-1], (1, 0), value=1.)
 
-# %% ../../nbs/2_field/21_render.ipynb #55d05c52
+# %% ../../nbs/2_field/21_render.ipynb #dbe20be8
 def mean_depth(dist, total, low, high): # [b,m,1] twice, two numbers
     "sum w t / sum w, clamped; empty rays (0/0) get the largest depth of the call, and a gradient of zero instead of NaN."
     hit = total > 0
@@ -42,19 +43,19 @@ def march(feat, sigma, depth, # [b,m,S,C], [b,m,S,1], [b,m,S,1], sorted by depth
     if white_back: rgb = rgb + 1 - total
     return (2*rgb - 1 if final_map == '2x-1' else rgb), d, w
 
-# %% ../../nbs/2_field/21_render.ipynb #6f303e4d
+# %% ../../nbs/2_field/21_render.ipynb #e1ac481d
 def sample_weights(w): # [...,S-1] weights of intervals -> [...,S] weights of samples
     "Colours are averaged over the ends of an interval, so a sample gets half of both its intervals."
     return (F.pad(w, (1, 0)) + F.pad(w, (0, 1)))/2
 
-# %% ../../nbs/2_field/21_render.ipynb #3e3efb18
+# %% ../../nbs/2_field/21_render.ipynb #2b64f258
 @dataclass(frozen=True)
 class RenderCfg:
     "How rays are sampled and summed."
     samples: int = 48             # stratified samples a ray, S
     importance: int = 48          # importance samples a ray, N_f; 0 for none
-    near: float | str = 2.25      # first depth along the unit ray; 'auto': where the ray enters the box
-    far: float | str = 3.3        # last depth; 'auto' together with near
+    near: float | str = 2.25      # first depth along the unit ray; 'auto': where the ray enters the box; 'plane': `plane_limits`, handed to `render` as `span`
+    far: float | str = 3.3        # last depth; 'auto' or 'plane' together with near
     box_warp: float = 1.          # side of the box for 'auto' and for the crop, world units
     disparity: bool = False       # samples evenly spaced in 1/depth
     white_back: bool = False      # add the missing opacity to every channel
@@ -62,18 +63,18 @@ class RenderCfg:
     crop: float = 0.              # density is removed where |x| or |z| > box_warp/2 - crop (PanoHead: 0.1); 0 for no crop
     cull: float = 0.              # density is removed where alpha = 1 - exp(-softplus(sigma - 1)) is below this
     binarise: float = 0.          # as cull, and made opaque elsewhere
-    jitter: str = 'ray'           # each ray draws its own random numbers; 'picture': all rays of a picture share them, so that few samples leave no grain
+    jitter: str = 'ray'           # each ray draws its own random numbers; 'picture': all rays of a picture share them, so that few samples leave no grain; 'coarse': they share those of the stratified samples
 
     def __post_init__(self):
-        auto = (self.near == 'auto') + (self.far == 'auto')
-        require(auto in (0, 2), f"near is {self.near!r} and far {self.far!r}; 'auto' needs both")
+        auto = isinstance(self.near, str) or isinstance(self.far, str)
+        require(not auto or self.near == self.far and self.near in ('auto', 'plane'), f"near is {self.near!r} and far {self.far!r}; 'auto' and 'plane' need both")
         require(auto or 0 < self.far - self.near, f'near {self.near} must be below far {self.far}')
         require(self.samples >= (4 if self.importance else 2), f'samples is {self.samples}; at least {4 if self.importance else 2}')
-        require(self.jitter in ('ray', 'picture'), f"jitter is {self.jitter!r}{suggest(self.jitter, ('ray', 'picture'))}")
+        require(self.jitter in ('ray', 'picture', 'coarse'), f"jitter is {self.jitter!r}{suggest(self.jitter, ('ray', 'picture', 'coarse'))}")
         require(self.final_map in ('2x-1', 'none'), f"final_map is {self.final_map!r}{suggest(self.final_map, ('2x-1', 'none'))}")
-        require(not (auto and self.disparity), "disparity sampling needs fixed limits, not 'auto'")
+        require(not (auto and self.disparity), f"disparity sampling needs fixed limits, not {self.near!r}")
 
-# %% ../../nbs/2_field/21_render.ipynb #5d18ca78
+# %% ../../nbs/2_field/21_render.ipynb #0d9e00f4
 def box_limits(origins, dirs, # [...,3] each
                side: float,   # of the cube around 0
               ):              # entry, exit [...,1]; -1 and -2 where the ray misses
@@ -87,9 +88,10 @@ def box_limits(origins, dirs, # [...,3] each
     t0, t1 = torch.maximum(t0, z0), torch.minimum(t1, z1)
     return torch.where(miss, -1., t0)[..., None], torch.where(miss, -2., t1)[..., None]
 
-# %% ../../nbs/2_field/21_render.ipynb #c89a1943
+# %% ../../nbs/2_field/21_render.ipynb #828f1518
 def limits(origins, dirs, cfg): # [b,m,3], [b,m,3], RenderCfg
     "Depth limits of every ray: two numbers, or two tensors [b,m,1] for 'auto'."
+    require(cfg.near != 'plane', "limits 'plane' depend on the label: hand `span=plane_limits(c, box_warp)` to `render`")
     if cfg.near != 'auto': return cfg.near, cfg.far
     t0, t1 = box_limits(origins, dirs, cfg.box_warp)
     hit = t1 > t0
@@ -97,7 +99,15 @@ def limits(origins, dirs, cfg): # [b,m,3], [b,m,3], RenderCfg
     first, last = t0[hit].min(), t0[hit].max()   # both of the entries: as released
     return torch.where(hit, t0, first), torch.where(hit, t1, last)
 
-# %% ../../nbs/2_field/21_render.ipynb #6de49ae9
+
+def plane_limits(c,        # [b,25]
+                 box_warp, # side of the cube around 0, world units
+                ):         # near, far [b,1,1]
+    "GenHead's limits: the distance of the origin along the camera's axis, half a box before and behind."
+    z = (c[:, [2, 6, 10]]*c[:, [3, 7, 11]]).sum(1).abs()[:, None, None]
+    return z - box_warp/2, z + box_warp/2
+
+# %% ../../nbs/2_field/21_render.ipynb #fbec6482
 def stratified(near, far,   # numbers or [b,m,1]
                jitter,      # [b,m,S] in [0,1)
                disparity=False,
@@ -110,7 +120,7 @@ def stratified(near, far,   # numbers or [b,m,1]
     step = (far - near)/(n - 1)
     return near + k*step + jitter*step
 
-# %% ../../nbs/2_field/21_render.ipynb #46f3f999
+# %% ../../nbs/2_field/21_render.ipynb #042e60de
 @torch.no_grad()
 def importance(depth,   # [...,S] coarse depths, ascending
                weights, # [...,S-1] coarse interval weights
@@ -127,7 +137,7 @@ def importance(depth,   # [...,S] coarse depths, ascending
     span = torch.where(c1 - c0 < 1e-5, 1., c1 - c0)
     return b0 + (u - c0)/span*(b1 - b0)
 
-# %% ../../nbs/2_field/21_render.ipynb #b9a74e26
+# %% ../../nbs/2_field/21_render.ipynb #8701fe4f
 def cropped(x, z, cfg): # world coordinates, RenderCfg -> True where density is removed
     edge = cfg.box_warp/2 - cfg.crop
     return (x.abs() > edge) | (z.abs() > edge)
@@ -144,7 +154,7 @@ def edit_density(sigma,  # [...,S] raw
         sigma = torch.where(low, -1000., 1000. if cfg.binarise else sigma)
     return sigma
 
-# %% ../../nbs/2_field/21_render.ipynb #506432da
+# %% ../../nbs/2_field/21_render.ipynb #a1c43ac9
 PATHS = ('auto', 'reference', 'lean', 'fast')
 
 
@@ -157,17 +167,19 @@ def render(field,               # (x [b,n,3], ray) -> feat [b,n,C], sigma [b,n,1
            ray=None,            # dict of per-ray data [b,m,...] that the field wants
            density_noise=0.,    # std of noise added to every density
            path='auto',         # 'reference' (spec), 'lean' (gradients), 'fast' (CPU, no gradients, two-stage field)
+           span=None,           # (near, far) [b,1,1], instead of the config's
+           keep=None,           # list; gets (depths [b,m,S], weights of their intervals [b,m,S-1]) of each chunk, sorted
           ):                    # feat [b,m,C], depth [b,m,1], mask [b,m,1]
     "Volume rendering; the one place that chooses how."
     require(path in PATHS, f'path is {path!r}{suggest(path, PATHS)}')
     require(origins.ndim == 3 and origins.shape == dirs.shape, f'origins {list(origins.shape)} and dirs {list(dirs.shape)}; expected [b,m,3] twice')
-    near, far = limits(origins, dirs, cfg)
+    near, far = span or limits(origins, dirs, cfg)
     jitter, u = randoms(origins, cfg, deterministic, generator)
     depth = stratified(near, far, jitter, cfg.disparity)
-    stages = field.stages() if path in ('auto', 'fast') and not torch.is_grad_enabled() and not density_noise and ray is None and hasattr(field, 'stages') else None
-    require(path != 'fast' or stages, "path 'fast' needs a field with stages() on the CPU, no gradients, no density noise, no ray data")
+    stages = field.stages() if path in ('auto', 'fast') and not torch.is_grad_enabled() and not density_noise and ray is None and keep is None and hasattr(field, 'stages') else None
+    require(path != 'fast' or stages, "path 'fast' needs a field with stages() on the CPU, no gradients, no density noise, no ray data, nothing to keep")
     if stages: parts = _fast_chunks(stages, origins, dirs, depth, u, cfg, min(CACHE, (memory or math.inf)/8))
-    else: parts = _chunks(field, origins, dirs, depth, u, cfg, ray, density_noise, memory, _sums if path == 'reference' else _lean_sums)
+    else: parts = _chunks(field, origins, dirs, depth, u, cfg, ray, density_noise, memory, _sums if path == 'reference' else _lean_sums, keep)
     feat, d, mask, low, high = parts
     d = mean_depth(d, mask, low, high)
     if cfg.white_back: feat = feat + (1 - mask)
@@ -182,13 +194,13 @@ def randoms(origins, cfg, deterministic, generator):
     n, k = cfg.samples, cfg.importance
     if deterministic: jitter, u = torch.full((), 0.5, **kw).expand(b, m, n), torch.linspace(0, 1, k, **kw).expand(b, m, k)
     else:
-        rays = m if cfg.jitter == 'ray' else 1
-        jitter = torch.rand(b, rays, n, generator=generator, **kw).expand(b, m, n)
-        u = torch.rand(b, rays, k, generator=generator, **kw).sort(-1)[0].expand(b, m, k)
+        rays = lambda shared: 1 if cfg.jitter in shared else m
+        jitter = torch.rand(b, rays(('picture', 'coarse')), n, generator=generator, **kw).expand(b, m, n)
+        u = torch.rand(b, rays(('picture',)), k, generator=generator, **kw).sort(-1)[0].expand(b, m, k)
     return jitter, u if k else None
 
-# %% ../../nbs/2_field/21_render.ipynb #d6d6e652
-def _chunks(field, o, d, depth, u, cfg, ray, noise, memory, sums):
+# %% ../../nbs/2_field/21_render.ipynb #0ce2617d
+def _chunks(field, o, d, depth, u, cfg, ray, noise, memory, sums, keep=None):
     "Rays in chunks of at most `memory` bytes (counted as 1.5 kB a sample); the depth range is that of the whole call."
     if memory is None: memory = 2**62 if torch.is_grad_enabled() else 2**28
     n = max(1, int(memory//(o.shape[0]*(cfg.samples + cfg.importance)*1500)))
@@ -196,7 +208,7 @@ def _chunks(field, o, d, depth, u, cfg, ray, noise, memory, sums):
     for s in range(0, o.shape[1], n):
         c = slice(s, s + n)
         look = _looker(field, o[:, c], d[:, c], cfg, None if ray is None else {k: v[:, c] for k, v in ray.items()}, noise)
-        parts.append(sums(look, depth[:, c], None if u is None else u[:, c]))
+        parts.append(sums(look, depth[:, c], None if u is None else u[:, c], keep))
     feat, dist, mask, low, high = zip(*parts)
     return torch.cat(feat, 1), torch.cat(dist, 1), torch.cat(mask, 1), torch.stack(low).min(), torch.stack(high).max()
 
@@ -212,7 +224,7 @@ def _looker(field, o, d, cfg, ray, noise):
     return look
 
 
-def _sums(look, depth, u):
+def _sums(look, depth, u, keep=None):
     "Reference: everything sorted, every mean written out (spec A.9, A.10)."
     feat, sigma = look(depth)
     if u is not None:
@@ -222,32 +234,35 @@ def _sums(look, depth, u):
         sigma = torch.cat([sigma, sigma2], -1).gather(-1, order)
         feat = torch.cat([feat, feat2], 2).gather(2, order[..., None].expand(-1, -1, -1, feat.shape[-1]))
     w = interval_weights(sigma, depth)[..., None]
+    if keep is not None: keep.append((depth, w[..., 0]))
     mid = lambda a: (a[:, :, 1:] + a[:, :, :-1])/2
     return (w*mid(feat)).sum(2), (w*mid(depth[..., None])).sum(2), w.sum(2), depth.min(), depth.max()
 
-# %% ../../nbs/2_field/21_render.ipynb #1fa8e9d1
+# %% ../../nbs/2_field/21_render.ipynb #c25e89e1
 def _inverse(order): # [...,n] permutations
     "Where each sample went."
     return torch.empty_like(order).scatter_(-1, order, torch.arange(order.shape[-1], device=order.device).expand_as(order))
 
 
-def _lean_sums(look, depth, u):
+def _lean_sums(look, depth, u, keep=None):
     "The same sums with gradients and without copies: only densities are sorted, colours stay where they are."
     feat, sigma = look(depth)
-    if u is None: w = sample_weights(interval_weights(sigma, depth))
+    if u is None: w = sample_weights(whole := interval_weights(sigma, depth))
     else:
         with torch.no_grad(): fine = importance(depth, interval_weights(sigma, depth), u)
         feat2, sigma2 = look(fine)
         n = depth.shape[-1]
         depth, order = torch.sort(torch.cat([depth, fine], -1), -1)
-        w_sorted = sample_weights(interval_weights(torch.cat([sigma, sigma2], -1).gather(-1, order), depth))
+        whole = interval_weights(torch.cat([sigma, sigma2], -1).gather(-1, order), depth)
+        w_sorted = sample_weights(whole)
         w = w_sorted.gather(-1, _inverse(order))
+    if keep is not None: keep.append((depth, whole))
     dist = ((w if u is None else w_sorted)*depth).sum(-1, keepdim=True)
     add = lambda w, feat: (w[..., None]*feat).sum(2) if feat.device.type == 'cpu' else (w[..., None, :].to(feat.dtype)@feat)[..., 0, :].float()
     total = add(w, feat) if u is None else add(w[..., :n], feat) + add(w[..., n:], feat2)
     return total, dist, w.sum(-1, keepdim=True), depth.min(), depth.max()
 
-# %% ../../nbs/2_field/21_render.ipynb #47427c29
+# %% ../../nbs/2_field/21_render.ipynb #5da5a8d3
 CACHE, FAINT = 3.2e6, 1e-7 # activations of a chunk (13 MB); weights below are not worth a colour
 
 
@@ -268,7 +283,7 @@ def _fast_chunks(stages, o, d, depth, u, cfg, room):
             low.append(lo); high.append(hi)
     return *outs, torch.stack(low).min(), torch.stack(high).max()
 
-# %% ../../nbs/2_field/21_render.ipynb #c4288879
+# %% ../../nbs/2_field/21_render.ipynb #ddac7069
 SOLID = 900. # of the raw density: next to such a sample even a cropped one (-1000) has a weight
 
 def _fast_density(stage, o, d, t, memo, cfg, skip): # TwoStage, [3,r] twice, [r,n], [r*n,hidden], RenderCfg, leave out what is cropped?
@@ -285,7 +300,7 @@ def _fast_density(stage, o, d, t, memo, cfg, skip): # TwoStage, [3,r] twice, [r,
     back = lambda a: a.view(t.shape[::-1]).T.contiguous()
     return back(edit_density(sigma, *at, cfg)), back(place), len(rows) if skip else t.numel()
 
-# %% ../../nbs/2_field/21_render.ipynb #587de63f
+# %% ../../nbs/2_field/21_render.ipynb #89adddb8
 def _fast_sums(stage, o, d, depth, u, cfg, skip=True):
     "One chunk of one sample; o and d are [3,r]."
     skip = skip and cfg.crop > 0 and not cfg.binarise

@@ -7,7 +7,7 @@ __all__ = ['OFFICIAL', 'DROPPED', 'SR_CLASSES', 'RENDER_IGNORED', 'D_CLASSES', '
            'difference', 'checkpoint_file', 'generator_of', 'open_generator', 'official_name', 'official_to_ours',
            'ours_to_official', 'released_generator_cfg', 'released_discriminator_cfg']
 
-# %% ../../nbs/3_gan/36_checkpoint.ipynb #010966b0
+# %% ../../nbs/3_gan/36_checkpoint.ipynb #5deb977d
 import errno, hashlib, importlib, json, os, re
 from dataclasses import dataclass, field, is_dataclass, replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from ..field.planes import DecoderCfg, SamplerCfg
 from ..field.render import RenderCfg
 from .generator import Generator, GeneratorCfg
 
-# %% ../../nbs/3_gan/36_checkpoint.ipynb #8562e52f
+# %% ../../nbs/3_gan/36_checkpoint.ipynb #61d885e2
 def fingerprint(tensors, # dict name -> tensor
                ) -> str: # 64 hexadecimal digits
     "SHA-256 over names, shapes and bytes."
@@ -32,7 +32,7 @@ def fingerprint(tensors, # dict name -> tensor
         h.update(t.reshape(-1).view(torch.uint8).numpy())
     return h.hexdigest()
 
-# %% ../../nbs/3_gan/36_checkpoint.ipynb #4b749c18
+# %% ../../nbs/3_gan/36_checkpoint.ipynb #c6e03104
 @dataclass
 class Package(ModelHubMixin):
     "Models with their config: what a checkpoint file holds."
@@ -59,7 +59,7 @@ class Package(ModelHubMixin):
                                    local_files_only=local_files_only, token=token)
         return load(here)
 
-# %% ../../nbs/3_gan/36_checkpoint.ipynb #88974370
+# %% ../../nbs/3_gan/36_checkpoint.ipynb #d2e42e3f
 def fill(module,         # nn.Module
          state,          # dict key -> tensor, any float dtype
          where='state',  # how messages name `state`
@@ -74,7 +74,7 @@ def fill(module,         # nn.Module
     module.load_state_dict({k: v.to(own[k].dtype) for k, v in state.items()})
     return module
 
-# %% ../../nbs/3_gan/36_checkpoint.ipynb #06b406ff
+# %% ../../nbs/3_gan/36_checkpoint.ipynb #15d07687
 def save(path,                # ends in .safetensors
          models,              # dict name -> nn.Module or state dict
          cfg,                 # a dataclass of this library
@@ -103,7 +103,7 @@ def _write(flat, tmp, about):
         code = re.search(r'os error (\d+)', str(e))
         raise OSError(int(code[1]) if code else errno.EIO, os.strerror(int(code[1])) if code else str(e)) from e
 
-# %% ../../nbs/3_gan/36_checkpoint.ipynb #98f774bf
+# %% ../../nbs/3_gan/36_checkpoint.ipynb #8e1b0109
 def load(path,      # a .safetensors file
          cfg=None,  # the config that is expected; None: any
         ):          # Package of state dicts, float32
@@ -145,7 +145,7 @@ def difference(a, b, at=''): # two nested dicts: expected, found
         if x != y: return difference(x, y, here) if isinstance(x, dict) and isinstance(y, dict) else f'{here} is {y!r}, expected {x!r}'
     return ''
 
-# %% ../../nbs/3_gan/36_checkpoint.ipynb #387f9ed9
+# %% ../../nbs/3_gan/36_checkpoint.ipynb #e8124437
 def checkpoint_file(what,  # name of a shipped model, .safetensors file, or folder with a model.safetensors
                    ):      # Path of a .safetensors file
     "Where a checkpoint lies."
@@ -177,12 +177,13 @@ def open_generator(name,): # as `checkpoint_file`; -> (generator in evaluation m
     require(which, f'{path} holds no generator; it holds {", ".join(package.models)}')
     return package.into(which, generator_of(getattr(package.cfg, 'G', package.cfg))).eval().requires_grad_(False), package.meta
 
-# %% ../../nbs/3_gan/36_checkpoint.ipynb #8564483e
+# %% ../../nbs/3_gan/36_checkpoint.ipynb #4667c7c4
 _EG3D = [('backbone.synthesis.', 'planes.'), ('backbone.mapping.', 'mapping.'), ('superresolution.', 'superres.'),
          ('decoder.net.0.', 'decoder.fc0.'), ('decoder.net.2.', 'decoder.fc1.')]
 OFFICIAL = {'eg3d': {'G': _EG3D, 'D': []},       # (prefix in the release, prefix here)
-            'panohead': {'G': [*_EG3D, ('bcg_synthesis.', 'backdrop.'), ('t_mapping.', 'residual.')], 'D': []}}
-DROPPED = re.compile(r'(^|\.)resample_filter$|^dataset_label_std$')  # constants, and a buffer that inference never reads
+            'panohead': {'G': [*_EG3D, ('bcg_synthesis.', 'backdrop.'), ('t_mapping.', 'residual.')], 'D': []},
+            'genhead': {'G': [*_EG3D[:4], ('background.synthesis.', 'backdrop.'), ('background.mapping.', 'backstyle.')], 'D': []}}
+DROPPED = re.compile(r'(^|\.)resample_filter$|^dataset_label_std$|^deformer\.')  # constants, a buffer that inference never reads, and FLAME, which is the user's
 
 
 def official_name(key,           # a released state-dict key
@@ -211,12 +212,12 @@ def ours_to_official(state, family='eg3d', who='G'): # our state dict -> release
         out[theirs] = v
     return out
 
-# %% ../../nbs/3_gan/36_checkpoint.ipynb #8d83ec88
+# %% ../../nbs/3_gan/36_checkpoint.ipynb #6aa80b92
 SR_CLASSES = {'SuperresolutionHybrid8XDC': '8XDC', 'SuperresolutionHybrid8X': '8X', 'SuperresolutionHybrid4X': '4X',
               'SuperresolutionHybrid2X': '2X', 'SuperresolutionHybridDeepfp32': 'deepfp32'}
 RENDER_IGNORED = {'image_resolution', 'gpc_reg_prob', 'density_reg', 'density_reg_p_dist', 'reg_type', 'avg_camera_radius', 'avg_camera_pivot'}
 
-# %% ../../nbs/3_gan/36_checkpoint.ipynb #7042862e
+# %% ../../nbs/3_gan/36_checkpoint.ipynb #2c9e07a1
 class _Options:
     "A released dictionary of options, read once each; what is left over is an error."
     def __init__(self, d, where): self.left, self.where = dict(d), where
@@ -229,7 +230,7 @@ class _Options:
         rest = sorted(set(self.left) - set(ignored))
         require(not rest, f'{self.where} has an option that is not known here: {", ".join(map(repr, rest))}')
 
-# %% ../../nbs/3_gan/36_checkpoint.ipynb #fcd305ef
+# %% ../../nbs/3_gan/36_checkpoint.ipynb #69cbedcc
 def released_generator_cfg(kwargs,        # constructor arguments of a released EG3D generator, by their names
                            raw_size=64,   # attribute neural_rendering_resolution
                            options=None,  # attribute rendering_kwargs, where it differs from the constructor's
@@ -266,9 +267,10 @@ def released_generator_cfg(kwargs,        # constructor arguments of a released 
     require(channels == 3 and side == grown, f'constructor: {side}x{side} image with {channels} channels; {name} makes {grown} with 3')
     return cfg
 
-# %% ../../nbs/3_gan/36_checkpoint.ipynb #d7a01803
+# %% ../../nbs/3_gan/36_checkpoint.ipynb #113a3e56
 D_CLASSES = {'DualDiscriminator': ('image', 'raw'), 'DummyDualDiscriminator': ('image', 'raw'), 'SingleDiscriminator': ('image',),
-             'MaskDualDiscriminatorV2': ('image', 'raw', 'mask'), 'MaskDualDiscriminator': ('image', 'raw')}   # PanoHead's; the last has blocks for the mask
+             'MaskDualDiscriminatorV2': ('image', 'raw', 'mask'), 'MaskDualDiscriminator': ('image', 'raw'),   # PanoHead's; the last has blocks for the mask
+             'DualDiscriminatorDeform': ('image', 'raw', 'corr', 'mask')}                                      # GenHead's
 
 
 def released_discriminator_cfg(kwargs): # constructor arguments of a released discriminator, with class_name

@@ -20,7 +20,7 @@ from ..base.camera import check_label, mirror_label, yaw_pitch
 
 # %% ../../nbs/3_gan/31_data.ipynb #bbad73ac
 IMAGE_TYPES = ('.png', '.jpg', '.jpeg', '.bmp', '.webp')
-MAX_ENTRY, MAX_JSON, MAX_SIDE = 64 << 20, 256 << 20, 8192   # bytes, bytes, pixels: more is refused before it is unpacked
+MAX_ENTRY, MAX_JSON, MAX_SIDE = 64 << 20, 1 << 30, 8192   # bytes, bytes, pixels: more is refused before it is unpacked
 MAX_RATIO, SMALL = 200, 16 << 20                            # so are entries of more than SMALL bytes that unpack to more than so many times their packed size
 
 

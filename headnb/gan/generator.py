@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CALM', 'SMALL', 'GeneratorCfg', 'small_generator', 'small_pair', 'Generator']
 
-# %% ../../nbs/3_gan/30_generator.ipynb #6d56d41d
+# %% ../../nbs/3_gan/30_generator.ipynb #7ae69d5f
 from dataclasses import dataclass
 from torch import nn
 from fastcore.basics import patch
@@ -16,9 +16,9 @@ from ..nets.stylegan2 import Mapping, MappingCfg, Synthesis, SynthesisCfg, count
 from ..nets.superres import SuperRes, SuperResCfg, superres_cfg
 from ..nets.discriminator import DiscriminatorCfg
 from ..field.planes import AXES, Decoder, DecoderCfg, PlaneSampler, SamplerCfg, make_field, planes_from_image
-from ..field.render import RenderCfg, render
+from ..field.render import RenderCfg, plane_limits, render
 
-# %% ../../nbs/3_gan/30_generator.ipynb #b9c39007
+# %% ../../nbs/3_gan/30_generator.ipynb #43931e92
 @dataclass(frozen=True)
 class GeneratorCfg:
     "One component, one config; the defaults are the released ffhq512-128."
@@ -35,15 +35,18 @@ class GeneratorCfg:
         n = count_ws(p.resolution)
         require(m.num_ws == n, f'mapping.num_ws is {m.num_ws}; planes of side {p.resolution} read {n} style vectors')
         require(m.w_dim == p.w_dim, f'mapping.w_dim is {m.w_dim}, planes.w_dim {p.w_dim}')
-        want = len(s.axes)*d.in_dim*s.depth
-        require(p.channels == want, f'planes.channels is {p.channels}; {len(s.axes)} planes x {d.in_dim} features x {s.depth} slices need {want}')
+        want = self.sets*len(s.axes)*d.in_dim*s.depth
+        require(p.channels == want, f'planes.channels is {p.channels}; {self.sets*len(s.axes)} planes x {d.in_dim} features x {s.depth} slices need {want}')
         require(s.box_warp == self.render.box_warp, f'sampler.box_warp is {s.box_warp}, render.box_warp {self.render.box_warp}')
         require(d.out_dim >= 3, f'decoder.out_dim is {d.out_dim}; the raw image needs 3')
         if self.superres.widths:
             require(self.superres.channels == d.out_dim, f'superres.channels is {self.superres.channels}; the decoder makes {d.out_dim}')
             require(self.superres.w_dim == m.w_dim, f'superres.w_dim is {self.superres.w_dim}, mapping.w_dim {m.w_dim}')
 
-# %% ../../nbs/3_gan/30_generator.ipynb #44b601e4
+    @property
+    def sets(self): return 1  # of planes, over the same axes; a family with several says how many
+
+# %% ../../nbs/3_gan/30_generator.ipynb #175a0e64
 def small_generator(side, raw,           # of the image and of the volume rendering, pixels
                     planes, channels,    # side of the planes; features of a plane, and of the rendering
                     w_dim,               # numbers of a style; z has half as many
@@ -51,14 +54,15 @@ def small_generator(side, raw,           # of the image and of the volume render
                     samples,             # per ray
                     near, far, box_warp, # depth limits along the ray, side of the cube, world units
                     axes, depth=1,       # of the planes; their slices
-                    kind=GeneratorCfg, mapping={}, sampler={}, decoder={}, render={}, **more): # class of the config; what differs in its parts; what else it has
+                    kind=GeneratorCfg, sets=1,                               # class of the config, and how many sets of planes it has
+                    mapping={}, sampler={}, decoder={}, render={}, **more):  # what differs in its parts; what else it has
     "A configuration for a CPU."
     up = side//raw
     sr = superres_cfg('none') if up == 1 else superres_cfg(f'up{up}', size=raw, channels=channels, w_dim=w_dim, clamp=None)
-    return kind(MappingCfg(w_dim//2, w_dim=w_dim, num_ws=count_ws(planes), **mapping), SynthesisCfg(w_dim, planes, len(axes)*channels*depth, base, top), SamplerCfg(axes, depth, box_warp, **sampler),
+    return kind(MappingCfg(w_dim//2, w_dim=w_dim, num_ws=count_ws(planes), **mapping), SynthesisCfg(w_dim, planes, sets*len(axes)*channels*depth, base, top), SamplerCfg(axes, depth, box_warp, **sampler),
                 DecoderCfg(channels, 2*channels, channels, **decoder), RenderCfg(samples, 0, near, far, box_warp, **render), sr, raw, **more)
 
-# %% ../../nbs/3_gan/30_generator.ipynb #825dd3c5
+# %% ../../nbs/3_gan/30_generator.ipynb #625b9795
 CALM = dict(near=2.35, far=3.05, box_warp=.7, mapping=dict(zero_c=True, lr_mul=.1), render=dict(white_back=True))
 
 
@@ -74,7 +78,7 @@ SMALL = {'tiny': small_pair(16, 16, 16, 8, 32, 512, 32, 12, 341),
          'micro': small_pair(32, 32, 32, 12, 64, 1024, 64, 12, 1024, **CALM),
          'mini': small_pair(64, 32, 32, 16, 128, 3072, 128, 14, 2048, **CALM)}
 
-# %% ../../nbs/3_gan/30_generator.ipynb #68dd0935
+# %% ../../nbs/3_gan/30_generator.ipynb #5e03677a
 class Generator(nn.Module):
     "The skeleton, and EG3D as it stands; other papers replace single methods."
     Cfg = GeneratorCfg   # a family with a config of its own names it, so that a checkpoint finds its class
@@ -86,7 +90,7 @@ class Generator(nn.Module):
         self.decoder, self.superres = Decoder(cfg.decoder), SuperRes(cfg.superres)
         self.sampler = PlaneSampler(cfg.sampler)
 
-# %% ../../nbs/3_gan/30_generator.ipynb #ad0f1ac9
+# %% ../../nbs/3_gan/30_generator.ipynb #e934e46c
 @patch
 def map(self: Generator,
         z,           # [b,z_dim]
@@ -97,7 +101,7 @@ def map(self: Generator,
     "Style codes."
     return self.mapping(z, c_cond, psi, cutoff)
 
-# %% ../../nbs/3_gan/30_generator.ipynb #22591d8f
+# %% ../../nbs/3_gan/30_generator.ipynb #46a58019
 @patch
 def make_planes(self: Generator,
                 ws,              # [b,num_ws,w_dim]
@@ -107,9 +111,9 @@ def make_planes(self: Generator,
                ):                # planes [b,p,c,d,h,w]
     "Style codes -> planes."
     s = self.cfg.sampler
-    return planes_from_image(self.planes(ws, noise=noise, generator=generator), len(s.axes), s.depth)
+    return planes_from_image(self.planes(ws, noise=noise, generator=generator), self.cfg.sets*len(s.axes), s.depth)
 
-# %% ../../nbs/3_gan/30_generator.ipynb #307ff1e8
+# %% ../../nbs/3_gan/30_generator.ipynb #7a39d6d9
 @patch
 def field(self: Generator,
           planes,      # [b,p,c,d,h,w]
@@ -126,7 +130,7 @@ def query(self: Generator,
     "The field at points: what meshes and density terms ask for."
     with full_precision(x): return self.field(planes, drive)(x)
 
-# %% ../../nbs/3_gan/30_generator.ipynb #b3024441
+# %% ../../nbs/3_gan/30_generator.ipynb #11fc2789
 @patch
 def camera(self: Generator,
            z, c,                # [b,z_dim], [b,25]
@@ -135,18 +139,19 @@ def camera(self: Generator,
     "The label itself in EG3D."
     return c
 
-# %% ../../nbs/3_gan/30_generator.ipynb #157f7508
+# %% ../../nbs/3_gan/30_generator.ipynb #c3e306ee
 @patch
 def volume(self: Generator,
            planes, c,            # [b,p,c,d,h,w], [b,25]
            raw_size=None,        # side r; None: the config's
            drive=None, **kw):    # deterministic, generator, memory, density_noise, path: of `render`
     "feat [b,C,r,r], depth [b,1,r,r], mask [b,1,r,r]."
-    r = raw_size or self.cfg.raw_size
-    with full_precision(c): out = render(self.field(planes, drive), *rays(c, r), self.cfg.render, **kw)
+    r, cfg = raw_size or self.cfg.raw_size, self.cfg.render
+    span = plane_limits(c, cfg.box_warp) if cfg.near == 'plane' else None
+    with full_precision(c): out = render(self.field(planes, drive), *rays(c, r), cfg, span=span, **kw)
     return [x.transpose(1, 2).unflatten(2, (r, r)) for x in out]
 
-# %% ../../nbs/3_gan/30_generator.ipynb #a8de7688
+# %% ../../nbs/3_gan/30_generator.ipynb #9b5a3934
 @patch
 def background(self: Generator, feat, mask, ws, noise='random', generator=None):
     "What stands behind the head: nothing in EG3D. feat [b,C,r,r], mask [b,1,r,r] -> feat."
@@ -158,7 +163,7 @@ def to_raw(self: Generator, feat, ws):
     "feature image [b,C,r,r] -> raw image [b,3,r,r]."
     return feat[:, :3]
 
-# %% ../../nbs/3_gan/30_generator.ipynb #ca25ba86
+# %% ../../nbs/3_gan/30_generator.ipynb #4fedc7ad
 @patch
 def synthesize(self: Generator,
                ws, c,               # [b,num_ws,w_dim], [b,25] rendering cameras

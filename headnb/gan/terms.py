@@ -7,7 +7,7 @@ __all__ = ['ramp', 'ScheduleCfg', 'blur_sigma', 'swap_prob', 'raw_size', 'ema_be
            'Term', 'total', 'Logistic', 'R1', 'pair_density', 'Density', 'Monotonic', 'density_terms', 'pyramid_l2',
            'ImageLatents', 'Recon']
 
-# %% ../../nbs/3_gan/35_terms.ipynb #eba0fd37
+# %% ../../nbs/3_gan/35_terms.ipynb #5327f6ca
 from dataclasses import dataclass, field
 from functools import cached_property
 import math
@@ -15,7 +15,7 @@ import torch, torch.nn.functional as F
 from ..base.core import require
 from ..nets.ops import blur, resize
 
-# %% ../../nbs/3_gan/35_terms.ipynb #6da08acd
+# %% ../../nbs/3_gan/35_terms.ipynb #16435f08
 def ramp(nimg: float,   # images seen
          start: float, end: float,
          kimg: float,   # thousand images until `end` is reached; 0: at once
@@ -24,7 +24,7 @@ def ramp(nimg: float,   # images seen
     a = min(nimg/(1000*kimg), 1.) if kimg > 0 else 1.
     return (1 - a)*start + a*end
 
-# %% ../../nbs/3_gan/35_terms.ipynb #9da26413
+# %% ../../nbs/3_gan/35_terms.ipynb #42ad8357
 @dataclass(frozen=True)
 class ScheduleCfg:
     "Everything that changes with the images seen; the defaults are the released script's at batch 32."
@@ -39,7 +39,7 @@ class ScheduleCfg:
     ema_kimg: float = 10.          # half-life of the averaged G; released: 10 * batch / 32
     ema_rampup: float | None = 0.05  # the half-life is at most this share of the images seen; None (resumed runs): off
 
-# %% ../../nbs/3_gan/35_terms.ipynb #5b6456e6
+# %% ../../nbs/3_gan/35_terms.ipynb #f21b022e
 def blur_sigma(cfg: ScheduleCfg, nimg) -> float:  # pixels
     "Width of the blur on what D sees (spec C.2); 0 once faded, and also where it is too narrow for one tap."
     sigma = ramp(nimg, cfg.blur_sigma, 0., cfg.blur_kimg)
@@ -62,7 +62,7 @@ def ema_beta(cfg: ScheduleCfg, nimg, batch) -> float:  # share of the old weight
     if cfg.ema_rampup is not None: half = min(half, cfg.ema_rampup*nimg)
     return 0.5**(batch/max(half, 1e-8))
 
-# %% ../../nbs/3_gan/35_terms.ipynb #dfa103d0
+# %% ../../nbs/3_gan/35_terms.ipynb #6f75f533
 def lazy_adam(lr: float, betas,  # of the run without lazy regularisation
               every: int,        # interval of the lazy terms; 0 or 1: none
              ) -> dict:          # arguments for Adam
@@ -70,7 +70,7 @@ def lazy_adam(lr: float, betas,  # of the run without lazy regularisation
     k = every/(every + 1) if every > 1 else 1.
     return dict(lr=lr*k, betas=tuple(float(b)**k for b in betas))
 
-# %% ../../nbs/3_gan/35_terms.ipynb #1bc926fd
+# %% ../../nbs/3_gan/35_terms.ipynb #e5fa7e54
 def swap_labels(c,   # [b,25] rendering labels
                 p: float,  # chance
                 u,         # [b] or [1] uniform numbers
@@ -78,7 +78,7 @@ def swap_labels(c,   # [b,25] rendering labels
     "The previous sample's label where `u < p`."
     return torch.where((u.reshape(-1, 1) < p), c.roll(1, 0), c)
 
-# %% ../../nbs/3_gan/35_terms.ipynb #99ede70c
+# %% ../../nbs/3_gan/35_terms.ipynb #1872d3fb
 @dataclass
 class Step:
     "One evaluation of some terms: inputs drawn, fakes made lazily and once."
@@ -117,7 +117,7 @@ class Step:
     def extra(self): return {} if self.drive is None else {'drive': self.drive}   # what `synthesize` is told besides
     def track(self): self.G.mapping.track(self.ws.detach())   # running averages, moved by the step of D
 
-# %% ../../nbs/3_gan/35_terms.ipynb #ab7059ca
+# %% ../../nbs/3_gan/35_terms.ipynb #bd9ab40b
 def _draw(given, *shape, like, normal=False):
     "`given`, or fresh random numbers on `like`'s device."
     return given if given is not None else (torch.randn if normal else torch.rand)(*shape, device=like.device)
@@ -151,7 +151,7 @@ for name, f in dict(ws=_ws, fake=_fake, real_seen=_real_seen).items():
     setattr(Step, name, cached_property(f)); getattr(Step, name).__set_name__(Step, name)
 Step.seen = seen
 
-# %% ../../nbs/3_gan/35_terms.ipynb #9097546f
+# %% ../../nbs/3_gan/35_terms.ipynb #25f82215
 @dataclass(frozen=True)
 class Term:
     "A loss: whom it trains, how much, how often."
@@ -174,7 +174,7 @@ def total(terms,       # terms of one phase
         out = out + t.at(step.nimg if nimg is None else nimg)*loss
     return out
 
-# %% ../../nbs/3_gan/35_terms.ipynb #28c30f82
+# %% ../../nbs/3_gan/35_terms.ipynb #0dddca29
 @dataclass(frozen=True)
 class Logistic(Term):
     "Non-saturating GAN loss, G's part or D's."
@@ -190,13 +190,14 @@ class Logistic(Term):
         s.stats['real_score'] = (truth := s.D(real, s.real['c']).float()).detach()
         return F.softplus(score).mean() + F.softplus(-truth).mean()
 
-# %% ../../nbs/3_gan/35_terms.ipynb #f45f20b8
+# %% ../../nbs/3_gan/35_terms.ipynb #e2dbffa9
 @dataclass(frozen=True)
 class R1(Term):
     "Squared gradient of D at real pictures, times gamma / 2."
     gamma: float = 1.
     keys: tuple = ('image', 'raw')   # which inputs of D count
     mask_gamma: float = 1.           # instead of gamma, for the key 'mask'
+    corr_gamma: float = 1.           # for the key 'corr'
     who = 'D'
 
     def __call__(self, s: Step):
@@ -205,11 +206,12 @@ class R1(Term):
         score = s.D(real, s.real['c']).float()
         grads = torch.autograd.grad(score.sum(), [real[k] for k in self.keys], create_graph=True)
         sizes = {k: g.float().square().sum((1, 2, 3)) for k, g in zip(self.keys, grads)}
-        mask, penalty = sizes.pop('mask', None), sum(sizes.values())
-        s.stats |= {'r1': penalty.detach(), 'r1_real_score': score.detach()} | ({} if mask is None else {'r1_mask': mask.detach()})
-        return (penalty*self.gamma/2 + (0 if mask is None else mask*self.mask_gamma/2)).mean()
+        own = {k: (sizes.pop(k), g) for k, g in (('mask', self.mask_gamma), ('corr', self.corr_gamma)) if k in sizes}
+        penalty = sum(sizes.values())
+        s.stats |= {'r1': penalty.detach(), 'r1_real_score': score.detach()} | {f'r1_{k}': x.detach() for k, (x, _) in own.items()}
+        return (penalty*self.gamma/2 + sum(x*g/2 for x, g in own.values())).mean()
 
-# %% ../../nbs/3_gan/35_terms.ipynb #667005e0
+# %% ../../nbs/3_gan/35_terms.ipynb #1118abdb
 def _reg_planes(s: Step):
     "Planes for the density terms: own codes, ONE swap decision for the batch."
     return s.G.make_planes(s.G.map(s.z, s.cond(_draw(s.common_u, 1, like=s.z))), drive=s.drive, noise=s.noise)
@@ -238,7 +240,7 @@ class Density(Term):
         s.stats |= {'sigma': a.detach(), 'sigma_near': b.detach()}
         return (a - b).abs().mean()
 
-# %% ../../nbs/3_gan/35_terms.ipynb #e9651ace
+# %% ../../nbs/3_gan/35_terms.ipynb #45b1b853
 @dataclass(frozen=True)
 class Monotonic(Term):
     "Mean relu(sigma(p) - sigma(p - step along z)): density may not fall from front to back."
@@ -263,7 +265,7 @@ def density_terms(kind='l1', weight=0.25, every=4, std=0.004, box_warp=1.):  # k
     if kind == 'l1': return [Density(weight, every, std)]
     return [Monotonic(10., every, box_warp/256, kind == 'monotonic-detach'), Density(weight, every, box_warp/256)]
 
-# %% ../../nbs/3_gan/35_terms.ipynb #38ee18bc
+# %% ../../nbs/3_gan/35_terms.ipynb #25b1bf28
 def pyramid_l2(a, b, levels=3):  # images [b,3,h,w]
     "Mean squared error summed over average-pooled sizes."
     out = (a - b).square().mean()
@@ -290,7 +292,7 @@ class ImageLatents(torch.nn.Module):
         z = mean + (log_var/2).exp()*torch.randn_like(mean)
         return z, (mean.square() + log_var.exp() - 1 - log_var).sum(1).mean()/2
 
-# %% ../../nbs/3_gan/35_terms.ipynb #4b82a46c
+# %% ../../nbs/3_gan/35_terms.ipynb #dbcf2dc0
 @dataclass(frozen=True)
 class Recon(Term):
     "Picture, raw rendering, mask and depth of the training view, from its own latent."

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['RUN_LENGTH', 'KILL_POINTS', 'ReconCfg', 'TrainCfg', 'ModelCfg', 'choose', 'short', 'kill_point', 'rng_state',
-           'set_rng_state', 'rng_kept', 'Phase', 'make_phases', 'after', 'make_latents', 'warm_start', 'default_terms',
-           'Run', 'draw', 'clean_gradients', 'play', 'average', 'adapt', 'save_checkpoint', 'orders', 'set_orders',
-           'same_everywhere', 'checkpoints', 'damage', 'newest', 'first_difference', 'load_checkpoint', 'resume', 'Log',
-           'preview', 'Pictures', 'Keep', 'default_observers', 'crossed', 'Diverged', 'check_finite', 'train',
-           'export_state', 'import_state', 'weights_of', 'check_start', 'begin_from']
+           'set_rng_state', 'rng_kept', 'Phase', 'make_phases', 'after', 'view_weights', 'make_latents', 'warm_start',
+           'default_terms', 'Run', 'draw', 'clean_gradients', 'play', 'average', 'adapt', 'save_checkpoint', 'orders',
+           'set_orders', 'same_everywhere', 'checkpoints', 'damage', 'newest', 'first_difference', 'load_checkpoint',
+           'resume', 'Log', 'preview', 'Pictures', 'Keep', 'default_observers', 'crossed', 'Diverged', 'check_finite',
+           'train', 'export_state', 'import_state', 'weights_of', 'check_start', 'begin_from']
 
-# %% ../../nbs/3_gan/37_train.ipynb #136f879d
+# %% ../../nbs/3_gan/37_train.ipynb #870ea7c7
 from dataclasses import dataclass, field, replace
 from contextlib import contextmanager
 from functools import partial
@@ -26,7 +26,7 @@ from .checkpoint import checkpoint_file, fill
 from .generator import GeneratorCfg
 from .terms import ImageLatents, Logistic, R1, Recon, ScheduleCfg, Step, density_terms, ema_beta, lazy_adam, raw_size, total
 
-# %% ../../nbs/3_gan/37_train.ipynb #feaf3a15
+# %% ../../nbs/3_gan/37_train.ipynb #1d338c69
 @dataclass(frozen=True)
 class ReconCfg:
     "The warm start of notebook 35: reconstruct the training views first, then hand over to the GAN."
@@ -43,7 +43,7 @@ class ReconCfg:
     lr: float = 0.002       # of the encoder
     betas: tuple[float, float] = (0.9, 0.99)   # of G while it only reconstructs
 
-# %% ../../nbs/3_gan/37_train.ipynb #07e33e4d
+# %% ../../nbs/3_gan/37_train.ipynb #a982c170
 @dataclass(frozen=True)
 class TrainCfg:
     "How a model is trained."
@@ -84,7 +84,7 @@ class TrainCfg:
 
 RUN_LENGTH = ('kimg', 'max_seconds', 'snapshot_kimg', 'keep', 'preview_kimg', 'log_every', 'tensorboard')   # may change on resume
 
-# %% ../../nbs/3_gan/37_train.ipynb #f8208b63
+# %% ../../nbs/3_gan/37_train.ipynb #884d3fe4
 @dataclass(frozen=True)
 class ModelCfg:
     "Everything a run needs. A paper gives the parts their types."
@@ -110,7 +110,7 @@ def short(kimg, batch, gamma, raw,              # raw: side of the volume render
     s = dict(blur_kimg=kimg/10, swap_kimg=kimg/2, raw_size=raw, ema_kimg=min(batch*10/32, kimg/20)) | schedule
     return kind(kimg=kimg, batch=batch, gamma=gamma, schedule=ScheduleCfg(**s), **dict(snapshot_kimg=10., channels_last=True) | kw)
 
-# %% ../../nbs/3_gan/37_train.ipynb #2344c524
+# %% ../../nbs/3_gan/37_train.ipynb #450f7554
 KILL_POINTS = ('loader', 'G_step', 'G_reg', 'D_step', 'R1', 'EMA', 'checkpoint_write', 'rename')
 
 
@@ -121,7 +121,7 @@ def kill_point(name: str,  # one of KILL_POINTS
     at = os.environ.get('HEADNB_KILL_AT')
     if at and at == f'{name}:{step}': os.kill(os.getpid(), signal.SIGKILL)
 
-# %% ../../nbs/3_gan/37_train.ipynb #9d78855a
+# %% ../../nbs/3_gan/37_train.ipynb #390f2bcf
 def rng_state() -> dict:  # tensors and plain data
     "The state of every random generator of this process."
     kind, keys, *rest = np.random.get_state()
@@ -146,7 +146,7 @@ def rng_kept():
     try: yield
     finally: set_rng_state(s)
 
-# %% ../../nbs/3_gan/37_train.ipynb #dac95bfe
+# %% ../../nbs/3_gan/37_train.ipynb #50781ee8
 @dataclass
 class Phase:
     "Terms that are evaluated together, with the optimiser they drive."
@@ -167,10 +167,18 @@ def make_phases(terms,  # list of terms
         if mine: out.append(Phase(name, who, mine, mine[0].every))
     return out
 
-# %% ../../nbs/3_gan/37_train.ipynb #71c2a4b7
+# %% ../../nbs/3_gan/37_train.ipynb #c430f20c
 def after(kimg: float, weight: float = 1.):  # -> function of kimg
     "A weight that is zero before `kimg`."
     return (lambda k: weight if k >= kimg else 0.) if kimg > 0 else weight
+
+
+def view_weights(data, cfg: TrainCfg):  # HeadDataset -> [n], or None: every picture alike
+    "How often each picture is drawn: by the configuration, times what `arrange` of a paper wrote to the set as `weights`."
+    own = getattr(data, 'weights', None)
+    if not cfg.balance and cfg.back_repeat == 1: return own
+    w = pose_weights(data.labels, cfg.balance, back=cfg.back_repeat)
+    return w if own is None else w*own
 
 
 def make_latents(data, z_dim, seed):
@@ -199,7 +207,7 @@ def default_terms(cfg: TrainCfg,
     out = (warm_start(cfg, latents) if start else []) + [Logistic(weight=rise, who='G'), *density_terms(cfg.density, cfg.density_weight, cfg.density_every, cfg.density_std, box_warp)]
     return out + [Logistic(weight=after(start - r.d_kimg), who='D'), R1(weight=after(start - r.d_kimg), every=cfg.r1_every, gamma=cfg.gamma, keys=cfg.r1_keys)]
 
-# %% ../../nbs/3_gan/37_train.ipynb #00556a93
+# %% ../../nbs/3_gan/37_train.ipynb #5b16c4c5
 class Run:
     "A training run: networks, optimisers, data order, counters."
     def __init__(self, G, D, data,
@@ -225,7 +233,7 @@ class Run:
         self.phases, self.sets = make_phases(self.terms), in_turn(data)
         self.labels = {k: d.labels.to(self.device) for k, d in self.sets.items()}
         self.drives = {k: None if d.drive is None else d.drive.to(self.device) for k, d in self.sets.items()}
-        self.weights = {k: pose_weights(d.labels, cfg.balance, back=cfg.back_repeat) if cfg.balance or cfg.back_repeat != 1 else None for k, d in self.sets.items()}
+        self.weights = {k: view_weights(d, cfg) for k, d in self.sets.items()}
         self.batches = {k: Batches(d, cfg.batch//self.world, cfg.seed, self.weights[k], self.device, self.acc.process_index, self.world) for k, d in self.sets.items()}
         self.opts = {'G': _adam(self, self.G, cfg.lr_G, 'G'), 'D': _adam(self, self.D, cfg.lr_D, 'D')}
         self.step = self.nimg = 0
@@ -241,7 +249,7 @@ class Run:
     @property
     def gan_nimg(self): return max(0., self.nimg - 1000*self.cfg.recon.kimg)   # what the schedules count
 
-# %% ../../nbs/3_gan/37_train.ipynb #9b7e953f
+# %% ../../nbs/3_gan/37_train.ipynb #dd653b94
 def _adam(run, model, lr, who):
     "Corrected for the lazy terms; the latents of the warm start learn with G."
     lazy = lazy_adam(lr, run.cfg.betas, max([p.every for p in run.phases if p.who == who], default=1))
@@ -258,7 +266,7 @@ def _share(run):
             for t in (m.state_dict().values() if m else ()): t.copy_(broadcast(t.contiguous()))
     torch.manual_seed(run.cfg.seed*run.world + run.acc.process_index)
 
-# %% ../../nbs/3_gan/37_train.ipynb #5ddb4054
+# %% ../../nbs/3_gan/37_train.ipynb #73752e30
 def draw(run: Run, real, who) -> Step:
     "A fresh step: latents at random, cameras and codes of one random picture each (`weights` of the poses included)."
     b, labels, drives, weights = run.cfg.batch//run.world, run.labels[run.turn], run.drives[run.turn], run.weights[run.turn]
@@ -278,7 +286,7 @@ def clean_gradients(run: Run, who) -> dict:  # numbers for the log
         for g in grads: g.nan_to_num_(0., 1e5, -1e5)
     return {f'{who}/grad': norm.nan_to_num(0., 0.), f'{who}/bad_grad': (~norm.isfinite()).float()}
 
-# %% ../../nbs/3_gan/37_train.ipynb #e4e85419
+# %% ../../nbs/3_gan/37_train.ipynb #1c62b3c2
 def play(run: Run, phase: Phase, real: dict) -> dict:  # numbers for the log
     "One optimiser step of one phase."
     terms = phase.active(run.nimg, run.turn)
@@ -321,7 +329,7 @@ def adapt(run: Run, stats):
     run.augment.adjust(float(mean), run.cfg.batch)
     run.signs = [0., 0]
 
-# %% ../../nbs/3_gan/37_train.ipynb #1e3bce75
+# %% ../../nbs/3_gan/37_train.ipynb #23a98714
 def _modules(run): return {k: m for k in ('G', 'D', 'G_ema', 'latents', 'augment') if (m := getattr(run, k)) is not None}
 
 
@@ -361,7 +369,7 @@ def save_checkpoint(run: Run) -> Path:
     run.acc.wait_for_everyone()
     return where
 
-# %% ../../nbs/3_gan/37_train.ipynb #aa3f24a9
+# %% ../../nbs/3_gan/37_train.ipynb #7bd994a7
 def orders(run):
     "Where each set's order of pictures stands."
     return {k: b.state_dict() for k, b in run.batches.items()}
@@ -399,7 +407,7 @@ def _write_shared(run, new, where):
 def _sync(path):
     with open(path, 'rb') as f: os.fsync(f.fileno())
 
-# %% ../../nbs/3_gan/37_train.ipynb #b49da9ef
+# %% ../../nbs/3_gan/37_train.ipynb #f2b85582
 def checkpoints(out) -> list:  # folders, oldest first
     "The complete checkpoints of a run."
     return sorted(Path(out).glob('checkpoints/step-*'))
@@ -425,7 +433,7 @@ def newest(out,  # folder of a run
     require(not bad, f'{out}: no checkpoint can be used ({"; ".join(bad)})')
     return None, bad
 
-# %% ../../nbs/3_gan/37_train.ipynb #1542d58c
+# %% ../../nbs/3_gan/37_train.ipynb #39d59d53
 def first_difference(a: dict, b: dict, where=''):  # -> 'train.batch: 8 here, 16 there' or ''
     "The first entry in which two nested configurations differ."
     for k in sorted({*a, *b}):
@@ -470,7 +478,7 @@ def resume(run: Run,
     if folder is not None: load_checkpoint(run, folder)
     return bad
 
-# %% ../../nbs/3_gan/37_train.ipynb #5ce18cf5
+# %% ../../nbs/3_gan/37_train.ipynb #131ea099
 class Log:
     "metrics.jsonl, and TensorBoard if asked."
     def __init__(self, out, every=20, tensorboard=False):
@@ -501,17 +509,18 @@ class Log:
         self.board = self.board or SummaryWriter(str(self.path.parent/'tensorboard'))
         for k, v in row.items(): self.board.add_scalar(k, v or 0., run.step)
 
-# %% ../../nbs/3_gan/37_train.ipynb #f0a94a30
+# %% ../../nbs/3_gan/37_train.ipynb #95f63cb5
 @torch.no_grad()
 def preview(run, rows=4, yaws=(-.5, 0., .5)):  # -> uint8 [h,w,3]
     "Fixed latents of the averaged generator from fixed cameras: own training cameras first, then their depth."
     from headnb.base.camera import orbit
     from headnb.base.show import show_depth
     z = torch.randn(rows, run.z_dim, generator=torch.Generator().manual_seed(0)).to(run.device)
-    own = torch.cat([*run.labels.values()])
-    own = own[:: max(1, len(own)//rows)][:rows]
+    pick = lambda x: x[:: max(1, len(x)//rows)][:rows]
+    own, drives = pick(torch.cat([*run.labels.values()])), [d for d in run.drives.values() if d is not None]
+    drive = {'drive': pick(torch.cat(drives))} if len(drives) == len(run.labels) else {}
     fixed = [own] + [orbit(torch.full((rows,), y)).to(run.device) for y in yaws]
-    outs = [run.G_ema.synthesize(run.G_ema.map(z, own), c, raw_size=raw_size(run.cfg.schedule, run.gan_nimg), noise='const') for c in fixed]
+    outs = [run.G_ema.synthesize(run.G_ema.map(z, own), c, raw_size=raw_size(run.cfg.schedule, run.gan_nimg), noise='const', **drive) for c in fixed]
     return image_grid(torch.stack([o['image'].float().cpu() for o in outs], 1).flatten(0, 1), ncols=len(outs))
 
 
@@ -539,7 +548,7 @@ def crossed(run, kimg) -> bool:
     "Did the last step pass a multiple of `kimg`?"
     return kimg > 0 and run.nimg//(1000*kimg) > (run.nimg - run.cfg.batch)//(1000*kimg)
 
-# %% ../../nbs/3_gan/37_train.ipynb #cc2e9516
+# %% ../../nbs/3_gan/37_train.ipynb #9d39a9f6
 class Diverged(RuntimeError):
     "The loss is not finite or too large; the message names the step and the last good checkpoint."
 
@@ -550,7 +559,7 @@ def check_finite(run: Run):
     last = checkpoints(run.out)[-1:]
     raise Diverged(f'the loss was not finite or above {run.cfg.max_loss:g} at step {bad}; ' + (f'the last good checkpoint is {last[0]}' if last else 'no checkpoint had been written'))
 
-# %% ../../nbs/3_gan/37_train.ipynb #a4181a7a
+# %% ../../nbs/3_gan/37_train.ipynb #f5589d2d
 def train(G, D, data,
           cfg: TrainCfg,
           out,                # folder of the run
@@ -594,7 +603,7 @@ def train(G, D, data,
     run.status = 'done' if run.nimg >= cfg.kimg*1000 else 'paused'
     return run
 
-# %% ../../nbs/3_gan/37_train.ipynb #36ac0246
+# %% ../../nbs/3_gan/37_train.ipynb #6b650c4d
 def _stopper(out):
     "-> stop(run): is it time to stop? Asked to (SIGTERM, or a file STOP in the folder of the run) or out of time."
     (Path(out)/'STOP').unlink(missing_ok=True)
@@ -605,7 +614,7 @@ def _stopper(out):
     def agreed(run): return run.step % run.cfg.log_every == 0 and bool(run.acc.reduce(torch.tensor(float(wanted(run)), device=run.device), 'sum') > 0)
     return lambda run: wanted(run) if run.world == 1 else agreed(run)
 
-# %% ../../nbs/3_gan/37_train.ipynb #988f2721
+# %% ../../nbs/3_gan/37_train.ipynb #54ebaf60
 def export_state(run: Run, path, info=None):  # info: JSON-able facts to keep with the weights
     "Write G_ema, D (bfloat16), latents and counters to one safetensors file; G begins as G_ema again."
     from safetensors.torch import save_file
@@ -633,7 +642,7 @@ def import_state(run: Run, path,
     if meta['data'] == run.data.hash: set_orders(run, meta['batches'])
     return meta
 
-# %% ../../nbs/3_gan/37_train.ipynb #7f55e3a1
+# %% ../../nbs/3_gan/37_train.ipynb #83322b42
 def weights_of(path) -> dict:  # model name -> state dict
     "What a checkpoint of notebook 36, an exported state or the folder of a finished run holds."
     from safetensors import safe_open
