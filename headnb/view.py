@@ -7,7 +7,7 @@ __all__ = ['VIEWS', 'open_any', 'slerp', 'latent', 'along', 'w_directions', 'Sty
            'normals_of_depth', 'normals_of_density', 'normal_colours', 'slice_points', 'density_slices', 'squared',
            'Shot', 'Scene', 'SceneViewer', 'viewer', 'camera_label', 'framed', 'Page', 'free_port', 'serve', 'main']
 
-# %% ../nbs/6_tools/62_view.ipynb #26e52706
+# %% ../nbs/6_tools/62_view.ipynb #cca3d7d0
 import argparse, contextlib, functools, math, socket, sys, threading, time
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ from .gan.checkpoint import open_generator
 from .gan.generator import GeneratorCfg
 from .open import open_official
 
-# %% ../nbs/6_tools/62_view.ipynb #b6c3626d
+# %% ../nbs/6_tools/62_view.ipynb #49f05f8c
 def open_any(what,     # name of a shipped model, .safetensors file, folder of one, or released .pkl
              stubs=(), # of `open_official`
             ):         # the averaged generator, in evaluation mode
@@ -36,7 +36,7 @@ def open_any(what,     # name of a shipped model, .safetensors file, folder of o
         return open_official(what, stubs).generator
     return open_generator(what)[0]
 
-# %% ../nbs/6_tools/62_view.ipynb #44d6e71b
+# %% ../nbs/6_tools/62_view.ipynb #36dbe76d
 def slerp(a, b, t): # [n,d] twice, 0..1 -> [n,d]
     "The point at t of the way along the great circle."
     angle = torch.arccos(F.cosine_similarity(a, b).clamp(-1, 1))[:, None]
@@ -54,7 +54,7 @@ def along(seed, walk, dim): # walk: 0 the seed itself, 1 the next seed, 1.5 half
     n = int(walk)
     return slerp(latent(seed + n, dim), latent(seed + n + 1, dim), walk - n) if walk != n else latent(seed + n, dim)
 
-# %% ../nbs/6_tools/62_view.ipynb #e2723e43
+# %% ../nbs/6_tools/62_view.ipynb #573d6414
 def w_directions(style,      # z [n,dim] -> w [n,w_dim]
                  dim,        # numbers of z
                  k=5, n=4096 # directions, samples
@@ -67,7 +67,7 @@ def w_directions(style,      # z [n,dim] -> w [n,w_dim]
     v = v*torch.sign(v.gather(1, v.abs().argmax(1, keepdim=True)))       # an eigenvector has no sign: fix one
     return v.float().cpu(), var[:k].sqrt().float().cpu(), (var[:k]/var.sum().clamp(min=1e-30)).float().cpu()
 
-# %% ../nbs/6_tools/62_view.ipynb #4cfe08a6
+# %% ../nbs/6_tools/62_view.ipynb #8ed94108
 @dataclass(frozen=True)
 class Style:
     "Who is shown."
@@ -99,7 +99,7 @@ class Identity:
             return self.G.background(nothing, nothing[:, :1], self.ws, noise='const')
         return self.keep(('behind', r), make)
 
-# %% ../nbs/6_tools/62_view.ipynb #44dfef59
+# %% ../nbs/6_tools/62_view.ipynb #a1a2d4ea
 @dataclass(frozen=True)
 class Effort:
     "How much work a picture may be."
@@ -140,7 +140,7 @@ class Pace:
         "The last that fits; the first where none does."
         return next((e for e in rungs[::-1] if self.forecast(e) <= (self.budget if left is None else left)), rungs[0])
 
-# %% ../nbs/6_tools/62_view.ipynb #9c56c95f
+# %% ../nbs/6_tools/62_view.ipynb #34aa09c7
 def normals_of_depth(depth, c): # [1,1,h,w], [1,25] -> world normals [1,3,h,w]
     "Normals of the surface that a depth map describes."
     h, w = depth.shape[2:]
@@ -167,7 +167,7 @@ def normal_colours(n, mask, c): # [1,3,h,w] world, [1,1,h,w], [1,25] -> [1,3,h,w
     n = torch.einsum('kj,njhw->nkhw', torch.stack([right, -down, -forward]), n)
     return torch.where((mask > .5) & n.isfinite().all(1, keepdim=True), n, 1.)
 
-# %% ../nbs/6_tools/62_view.ipynb #e4091044
+# %% ../nbs/6_tools/62_view.ipynb #0a5ee6d6
 def slice_points(box, cut, n): # side of the cube, -1..1, points on a side -> [3,n*n,3]
     "Points on the planes x, y, z = cut*box/2: from the side, from above, from the front."
     t = (torch.arange(n) + .5)/n*box - box/2
@@ -189,7 +189,7 @@ def squared(x): # uint8 [h,w,3] -> [n,n,3]
     n = max(h, w)
     return np.pad(x, (((n - h)//2, n - h - (n - h)//2), ((n - w)//2, n - w - (n - w)//2), (0, 0)), constant_values=255)
 
-# %% ../nbs/6_tools/62_view.ipynb #09f88276
+# %% ../nbs/6_tools/62_view.ipynb #6ddd5c90
 class Shot(Mapping):
     "What one camera sees: a picture for every name in VIEWS, made when it is looked up."
     def __init__(self, scene, who, c, cut=0., quick=False, left=None, newer=None, kept=None):
@@ -221,7 +221,7 @@ class Shot(Mapping):
         if key not in self.kept: self.kept[key] = self.scene.volume(self.who, self.c, key, self.newer)
         return self.kept[key]
 
-# %% ../nbs/6_tools/62_view.ipynb #9f7a95a8
+# %% ../nbs/6_tools/62_view.ipynb #cb1dfbc1
 def _painted(shot): # -> feat with its background, raw
     feat, _, mask = shot.volume(shot.effort(False))
     feat = feat + (1 - mask)*shot.who.behind(feat.shape[-1])
@@ -260,7 +260,7 @@ VIEWS = {'image': _image,                                                    # n
          'planes': lambda shot: shot.who.keep('planes', lambda: squared(image_grid(planes_rgb(shot.who.planes)[0].flatten(0, 1)))[None]),
          'slices': _slices}
 
-# %% ../nbs/6_tools/62_view.ipynb #400dfa3d
+# %% ../nbs/6_tools/62_view.ipynb #03cb8b44
 class Scene:
     "A generator to look at: `scene(c, seed=3, psi=.7)` and, in less time, `scene.quick(...)` are Shots."
     def __init__(self, G,          # a generator of the skeleton
@@ -294,7 +294,7 @@ class Scene:
             self.last = Shot(self, who, c, cut, quick, self.pace.budget - (time.perf_counter() - t), newer, kept)
             return self.last
 
-# %% ../nbs/6_tools/62_view.ipynb #708886c9
+# %% ../nbs/6_tools/62_view.ipynb #29d8f2ce
 @patch(as_prop=True)
 def sliders(self: Scene): # -> {name: Slider}
     "What can be turned."
@@ -315,13 +315,13 @@ def style(self: Scene, seed=0, psi=.7, walk=0., mix_seed=1, mix_from=None, **mov
     mixed = mix_from is not None and mix_from < n
     return Style(seed, psi, walk, mix_from if mixed else n, mix_seed if mixed else 0, x if any(x) else ())
 
-# %% ../nbs/6_tools/62_view.ipynb #8fc1a602
+# %% ../nbs/6_tools/62_view.ipynb #e7bf1a4d
 @patch
 def codes(self: Scene, s: Style): # -> ws [1,num_ws,w_dim]
     "Latent, walk, truncation, mixing, directions: in this order."
     dim = self.G.cfg.mapping.z_dim
     ws = self.map(along(s.seed, s.walk, dim), s.psi)
-    if s.mix_from < ws.shape[1]: ws = torch.cat([ws[:, :s.mix_from], self.map(latent(s.mix_seed, dim), s.psi)[:, s.mix_from:]], 1)
+    if s.mix_from < self.G.cfg.mapping.num_ws: ws = torch.cat([ws[:, :s.mix_from], self.map(latent(s.mix_seed, dim), s.psi)[:, s.mix_from:]], 1)
     if s.moves: ws = ws + ((torch.tensor(s.moves)*self.sd)@self.v).to(ws)
     return ws
 
@@ -333,7 +333,7 @@ def identity(self: Scene, s: Style): # -> Identity
     while len(self.who) > 4: self.who.popitem(last=False)
     return self.who[s]
 
-# %% ../nbs/6_tools/62_view.ipynb #7b1a0baa
+# %% ../nbs/6_tools/62_view.ipynb #33ae26de
 @patch
 def volume(self: Scene, who, c, effort, newer=None): # Identity, [1,25], Effort, callable -> feat, depth, mask
     "Volume rendering in bands of rows, each of about a tenth of a second."
@@ -349,7 +349,7 @@ def volume(self: Scene, who, c, effort, newer=None): # Identity, [1,25], Effort,
         self.pace.took('sample', time.perf_counter() - t, work*min(rows, r - i))
     return [torch.cat(x, 1).transpose(1, 2).unflatten(2, (r, r)) for x in zip(*parts)]
 
-# %% ../nbs/6_tools/62_view.ipynb #8be79830
+# %% ../nbs/6_tools/62_view.ipynb #0cb30483
 class SceneViewer(OrbitViewer):
     "The orbit viewer, which tells the scene's pace what a whole frame takes."
     def __init__(self, scene, **start):
@@ -370,7 +370,7 @@ def viewer(what,     # as `open_any`, a generator, or a Scene
     scene = what if isinstance(what, Scene) else Scene(what) if isinstance(what, torch.nn.Module) else Scene(open_any(what, stubs), Path(what).stem)
     return SceneViewer(scene, **start)
 
-# %% ../nbs/6_tools/62_view.ipynb #278146f5
+# %% ../nbs/6_tools/62_view.ipynb #4413bd70
 def camera_label(camera): # position [3], wxyz [4], fov in radians -> c [1,25]
     "The camera of a page as a label of the square in its middle."
     w, x, y, z = (float(q) for q in camera.wxyz)
@@ -388,7 +388,7 @@ def framed(x,      # uint8 [n,n,3]
     side = round((n*aspect - n)/2)
     return np.pad(x, ((0, 0), (side, side), (0, 0)), constant_values=255) if side >= 0 else x[:, -side:n + side]
 
-# %% ../nbs/6_tools/62_view.ipynb #ce97d909
+# %% ../nbs/6_tools/62_view.ipynb #23f63ec9
 class Page:
     "One browser tab."
     def __init__(self, client, scene): # viser.ClientHandle, Scene
@@ -423,7 +423,7 @@ class Page:
 
     def close(self): self.open = False
 
-# %% ../nbs/6_tools/62_view.ipynb #f3ea9348
+# %% ../nbs/6_tools/62_view.ipynb #d0126e69
 @patch
 def draw(self: Page, wish):
     "In the worker: quick first, well when nothing moves."
@@ -449,7 +449,7 @@ def paint(self: Page, way, c, view, aspect, values):
     self.stamp = now
     self.note.content = f'{self.scene.name}: {h} x {h} pixels, {1e3*(now - t):.0f} ms, {"at rest" if way is self.full else f"moving, {1/(now - before):.1f} frames/s"}'
 
-# %% ../nbs/6_tools/62_view.ipynb #cde28355
+# %% ../nbs/6_tools/62_view.ipynb #85a84460
 def free_port(port): # 0: any -> a port that nobody listens on
     "Find out before the server does, which would silently take another."
     try:
@@ -481,7 +481,7 @@ def serve(scene, port=8080): # Scene, 0..65535 (0: any that is free) -> viser.Vi
         if page: page.close()
     return server
 
-# %% ../nbs/6_tools/62_view.ipynb #be2eac4f
+# %% ../nbs/6_tools/62_view.ipynb #0b648906
 def main(args=None):
     "Exit code 2: it could not be opened or served."
     p = argparse.ArgumentParser('headnb.view', description='Look at a checkpoint in the browser, on this machine only.')

@@ -1,5 +1,5 @@
 "A GenHead file as the release writes it - FLAME in buffers, vertex lists as plain arrays, pytorch3d's rasteriser - opens and renders what the golden case says; nothing of it runs."
-import re, sys
+import pickle, re, sys
 from pathlib import Path
 
 import numpy as np
@@ -137,3 +137,17 @@ def test_key_table(name):
     with torch.device('meta'): net = GenHead(cfg.G, torch.nn.Identity()) if name == 'genhead' else Discriminator(cfg.D)
     shapes = {k: list(v.shape) for k, v in ours_to_official(net.state_dict(), 'genhead', 'G' if name == 'genhead' else 'D').items()}
     assert shapes == {k: shape for k, shape, *_ in rows if official_name(k, 'genhead', 'G' if name == 'genhead' else 'D')}
+
+
+def test_a_folder_of_flame_files(tmp_path):
+    "cfg.rig as a folder: the model and its masks in files of their own, sorted by content."
+    from headnb.field.deform import DeformCfg
+    from headnb.golden_rig import toy_arrays
+    from headnb.papers.genhead import open_deformer
+    a = toy_arrays(CASES/'assets'/'flame_tiny_a.npz')
+    masks = {k: a.pop(k) for k in [*a] if k.startswith('mask_')}
+    np.savez(tmp_path/'model.npz', **a)
+    (tmp_path/'FLAME_masks.pkl').write_bytes(pickle.dumps({k.removeprefix('mask_'): v for k, v in masks.items()}))
+    d = open_deformer(str(tmp_path), DeformCfg('released'))
+    drive = torch.zeros(1, d.rig.drive_dim)
+    assert d.pose(drive).vertices.shape == (1, len(a['v_template']), 3) and d.rig.posed()[1][0, 1].norm() < .1    # the neck is the origin, but for the open jaw

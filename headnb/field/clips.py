@@ -6,7 +6,7 @@
 __all__ = ['ARKIT', 'ANGLES', 'seconds', 'timecode', 'Clip', 'made_clip', 'write_clip', 'read_clip', 'resample', 'axis_angle',
            'turn', 'drive']
 
-# %% ../../nbs/2_field/22c_clips.ipynb #a35bd09f
+# %% ../../nbs/2_field/22c_clips.ipynb #e16b8463
 import csv, math
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +15,7 @@ import torch
 from ..base.core import BadInput, require, suggest, write_atomic
 from .rig import rotation
 
-# %% ../../nbs/2_field/22c_clips.ipynb #394e14b4
+# %% ../../nbs/2_field/22c_clips.ipynb #146b14e6
 def _both(*names): return [n + side for side in ('Left', 'Right') for n in names]
 def _pairs(*names): return [n + side for n in names for side in ('Left', 'Right')]
 
@@ -24,7 +24,7 @@ ARKIT = (*_both('eyeBlink', 'eyeLookDown', 'eyeLookIn', 'eyeLookOut', 'eyeLookUp
          *_pairs('browDown'), 'browInnerUp', *_pairs('browOuterUp'), 'cheekPuff', *_pairs('cheekSquint', 'noseSneer'), 'tongueOut')
 ANGLES = tuple(who + what for who in ('Head', 'LeftEye', 'RightEye') for what in ('Yaw', 'Pitch', 'Roll'))
 
-# %% ../../nbs/2_field/22c_clips.ipynb #bd6b29a1
+# %% ../../nbs/2_field/22c_clips.ipynb #8c06ea09
 def seconds(code,     # 'hh:mm:ss:ff.fff'
             rate=60., # frames of the clock in a second
            ):         # seconds since midnight
@@ -45,7 +45,7 @@ def timecode(t,        # seconds since midnight
     f = round(max((t - whole)*rate, 0.), 3)
     return f'{whole//3600 % 24:02d}:{whole//60 % 60:02d}:{whole % 60:02d}:{f:06.3f}'
 
-# %% ../../nbs/2_field/22c_clips.ipynb #e0d258f0
+# %% ../../nbs/2_field/22c_clips.ipynb #2a5d9230
 @dataclass(frozen=True)
 class Clip:
     "A recorded face."
@@ -61,7 +61,7 @@ class Clip:
         require(name in ARKIT, f"no expression '{name}'{suggest(name, ARKIT)}")
         return self.weights[:, ARKIT.index(name)]
 
-# %% ../../nbs/2_field/22c_clips.ipynb #0f2dc6d5
+# %% ../../nbs/2_field/22c_clips.ipynb #ff095cbe
 def made_clip(duration=4., # seconds
               rate=60.,    # rows a second
              ):            # Clip
@@ -87,7 +87,7 @@ def made_clip(duration=4., # seconds
     zero = torch.zeros_like(t)
     return Clip(t, torch.stack([w.get(k, zero) for k in ARKIT], 1).clamp(0, 1).float(), head.float(), eyes.float(), 12*3600.)
 
-# %% ../../nbs/2_field/22c_clips.ipynb #90486d2b
+# %% ../../nbs/2_field/22c_clips.ipynb #67d01702
 def write_clip(clip, path, # Clip; a .csv
                rate=60.,   # frames of the clock in a second
               ):           # Path
@@ -98,7 +98,7 @@ def write_clip(clip, path, # Clip; a .csv
         rows.append(','.join((timecode(clip.start + t, rate), str(len(x)), *(f'{v:.7f}' for v in x))))
     return write_atomic(path, '\n'.join(rows) + '\n')
 
-# %% ../../nbs/2_field/22c_clips.ipynb #b74b00c4
+# %% ../../nbs/2_field/22c_clips.ipynb #72c2ccc0
 _plain = lambda k: k.strip().lower().replace('_', '').replace(' ', '')
 _KNOWN = {_plain(k): k for k in ('Timecode', 'BlendshapeCount', *ARKIT, *ANGLES)}
 
@@ -115,7 +115,7 @@ def _columns(header, path):
     require(not lost, f"{path}, line 1: lacks {len(lost)} columns: {', '.join(lost[:4])}{' ...' if len(lost) > 4 else ''}")
     return {n: i for i, n in enumerate(names)}
 
-# %% ../../nbs/2_field/22c_clips.ipynb #74fc696c
+# %% ../../nbs/2_field/22c_clips.ipynb #973ad373
 def _row(row, where, at, n, rate):
     "Time of day, 52 weights, 9 angles of a line."
     require(len(row) == n, f'{where}: {len(row)} fields, the header has {n}')
@@ -127,7 +127,7 @@ def _row(row, where, at, n, rate):
         try: out.append(float(x))
         except ValueError: raise BadInput(f"{where}: {k} is '{x}', not a number") from None
         require(math.isfinite(out[-1]), f'{where}: {k} is {x}')
-        require(abs(out[-1]) <= top, f"{where}: {k} is {x}; " + ('weights run from 0 to 1 (per cent? divide by 100)' if k in ARKIT else 'angles are radians (degrees? divide by 57.3)'))
+        require((-.05 if k in ARKIT else -top) <= out[-1] <= top, f"{where}: {k} is {x}; " + ('weights run from 0 to 1 (per cent? divide by 100)' if k in ARKIT else 'angles are radians (degrees? divide by 57.3)'))
     return t, out
 
 def _rising(times, path):
@@ -138,7 +138,7 @@ def _rising(times, path):
     if bad.any(): raise BadInput(f'{path}: row {(i := int(bad.argmax())) + 2} is not later than the row before it ({timecode(t[i])} -> {timecode(t[i+1])})')
     return torch.from_numpy(t)
 
-# %% ../../nbs/2_field/22c_clips.ipynb #32653aa2
+# %% ../../nbs/2_field/22c_clips.ipynb #fb665a74
 def read_clip(path,     # .csv of Live Link Face, or of `write_clip`
               rate=60., # frames of its clock in a second
               flip=(),  # angles whose sign is turned: 'HeadYaw', 'LeftEyePitch', ...
@@ -152,14 +152,14 @@ def read_clip(path,     # .csv of Live Link Face, or of `write_clip`
     rows = list(csv.reader(text.splitlines(), delimiter=',' if ',' in text.partition('\n')[0] else ';'))
     require(len(rows) > 1, f'{path}: no rows below the header')
     at = _columns(rows[0], path)
-    lost = lambda r: not any(x.strip() for x in r[2:]) and (not any(x.strip() for x in r) or r[at.get('BlendshapeCount', -1)].strip() == '0')   # an empty line, or no face seen
+    lost = lambda r: not any(x.strip() for x in r[2:]) and (not any(x.strip() for x in r) or (i := at.get('BlendshapeCount', -1)) < len(r) and r[i].strip() == '0')   # an empty line, or no face seen
     found = [_row(r, f'{path}, line {i}', at, len(rows[0]), rate) for i, r in enumerate(rows[1:], 2) if not lost(r)]
     require(found, f'{path}: no rows below the header')
     t, x = _rising([t for t, _ in found], path), torch.tensor([x for _, x in found])
     sign = torch.tensor([-1. if k in flip else 1. for k in ANGLES])
     return Clip(t - t[0], x[:, :52], x[:, 52:55]*sign[:3], x[:, 55:]*sign[3:], float(t[0]))
 
-# %% ../../nbs/2_field/22c_clips.ipynb #c0f3e1dc
+# %% ../../nbs/2_field/22c_clips.ipynb #ea0a200f
 def resample(clip,   # Clip
              rate,   # rows a second
              gap=.5, # longest pause between two rows, seconds
@@ -176,7 +176,7 @@ def resample(clip,   # Clip
     mix = lambda x: x[i] + (x[j] - x[i])*k
     return replace(clip, time=at, weights=mix(clip.weights), head=mix(clip.head), eyes=mix(clip.eyes))
 
-# %% ../../nbs/2_field/22c_clips.ipynb #0bd9668c
+# %% ../../nbs/2_field/22c_clips.ipynb #2b073a07
 def axis_angle(R): # [...,3,3], less than half a turn -> [...,3]
     "The inverse of `rig.rotation`."
     v = torch.stack([R[..., 2, 1] - R[..., 1, 2], R[..., 0, 2] - R[..., 2, 0], R[..., 1, 0] - R[..., 0, 1]], -1)
@@ -190,7 +190,7 @@ def turn(ypr): # [...,3] yaw (to the person's left), pitch (down), roll (to the 
     y, p, r = (rotation(torch.stack(x, -1)) for x in ((o, ypr[..., 0], o), (ypr[..., 1], o, o), (o, o, -ypr[..., 2])))
     return axis_angle(y@p@r)
 
-# %% ../../nbs/2_field/22c_clips.ipynb #7873b386
+# %% ../../nbs/2_field/22c_clips.ipynb #d5850192
 def drive(clip,        # Clip
           rig,         # Rig whose expressions have ARKit names
           shape=None,  # [1,k] the person; None: the mean

@@ -9,7 +9,7 @@ __all__ = ['FLAME', 'PAPER', 'CONFIGS', 'config', 'blend', 'TwoHeads', 'Kept', '
            'build', 'terms', 'make_step', 'view_copies', 'arrange', 'small', 'training', 'take_over', 'released_cfg',
            'attach']
 
-# %% ../../nbs/4_papers/43_genhead.ipynb #0a7e30f0
+# %% ../../nbs/4_papers/43_genhead.ipynb #5a96258f
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 import math
@@ -32,7 +32,7 @@ from ..gan.checkpoint import released_generator_cfg
 from ..gan.terms import Density, Logistic, R1, ScheduleCfg, Step, Term, swap_labels, swap_prob
 from ..gan.train import ModelCfg, TrainCfg, choose, short
 
-# %% ../../nbs/4_papers/43_genhead.ipynb #85a5a6b1
+# %% ../../nbs/4_papers/43_genhead.ipynb #cb58a29c
 def blend(head, part,  # (feat [b,n,C], raw sigma [b,n,1]) of the same samples in the two tri-planes
           e, m,        # [b,n,1] masks of the sample's ray: eyes, inner mouth; 0..1
           b,           # [b,n,1] is the sample inside an eye box? 0 or 1
@@ -47,7 +47,7 @@ def blend(head, part,  # (feat [b,n,C], raw sigma [b,n,1]) of the same samples i
     w, mouth = torch.sigmoid(p - h), m > 0
     return torch.where(mouth, torch.lerp(colour_h, colour_p, w), feat), torch.where(mouth, p + h, sigma)
 
-# %% ../../nbs/4_papers/43_genhead.ipynb #c8b127fc
+# %% ../../nbs/4_papers/43_genhead.ipynb #3cc643d0
 class TwoHeads(Decoder):
     "The decoder with a layer of its own for the density, which begins at zero."
     def __init__(self, cfg=DecoderCfg()):
@@ -60,7 +60,7 @@ class TwoHeads(Decoder):
         act = lambda fc: (fc.weight*(fc.lr_mul/math.sqrt(fc.weight.shape[1])), fc.bias*fc.lr_mul)
         return [act(self.fc0), tuple(map(torch.cat, zip(act(self.out_sigma), act(self.out_rgb))))]
 
-# %% ../../nbs/4_papers/43_genhead.ipynb #1823340e
+# %% ../../nbs/4_papers/43_genhead.ipynb #40556fd4
 @dataclass
 class Kept:
     "What losses want to know of a rendering; the rendering fills it."
@@ -105,7 +105,7 @@ class PartField:
         eye = (at.inside > 0) & (s > sigma)
         return torch.where(eye, f, feat), torch.where(eye, s, sigma)
 
-# %% ../../nbs/4_papers/43_genhead.ipynb #95294ea7
+# %% ../../nbs/4_papers/43_genhead.ipynb #7b57d352
 FLAME = 'flame'   # folder with the user's files
 
 
@@ -145,15 +145,16 @@ class GenHeadGCfg(GeneratorCfg):
     @property
     def side(self): return self.mesh_size or (self.superres.size*math.prod(self.superres.ups) if self.superres.widths else self.raw_size)
 
-# %% ../../nbs/4_papers/43_genhead.ipynb #67aeadea
+# %% ../../nbs/4_papers/43_genhead.ipynb #960f16f0
 def open_deformer(name, # 'head', or a folder with FLAME's model, masks and additions
                   cfg,  # DeformCfg
                  ):     # Deformer, or None where the folder is not there
     "The mesh that drives, and what follows from it."
     if name != 'head' and not repo_path(name).is_dir(): return None
     if name == 'head': return Deformer(rig := load_head(), Parts.of_head(rig), cfg)
-    files = sorted(f for f in repo_path(name).iterdir() if f.suffix in ('.pkl', '.npz'))
-    rig = Rig({k: v for f in files for k, v in read_flame(f, official=False).items()}).rescaled()
+    found = read_flame(repo_path(name), official=False)
+    if len(found['v_template']) == 5023: found = read_flame(repo_path(name))         # FLAME itself: its edition is checked
+    rig = Rig(found).rescaled()
     return Deformer(rig, Parts.from_flame(rig.data | dict(f=rig.faces)), cfg)
 
 
@@ -182,7 +183,7 @@ class GenHead(Generator):
         if drive is None: drive = canonical_drive(self.deformer.rig, self.cfg.deform.jaw).expand(n, -1)
         with full_precision(drive): return self.deformer.pose(drive.float())
 
-# %% ../../nbs/4_papers/43_genhead.ipynb #6de5c244
+# %% ../../nbs/4_papers/43_genhead.ipynb #6afb2e3e
 @patch
 def condition(self: GenHead, c_cond): # [b,25], or [b,25 + k] -> [b,c_dim] what the mapping reads
     "Camera and shape; the shape of the mean head where none is given."
@@ -209,7 +210,7 @@ def forward(self: GenHead, z, c, c_cond=None, *args, drive=None, **kw):
     if c_cond is None and torch.is_tensor(drive): c_cond = torch.cat([c, drive[:, :self.cfg.mapping.c_dim - 25]], 1)
     return Generator.forward(self, z, c, c_cond, *args, drive=drive, **kw)
 
-# %% ../../nbs/4_papers/43_genhead.ipynb #22c84349
+# %% ../../nbs/4_papers/43_genhead.ipynb #a156e6d2
 @patch
 def view(self: GenHead, c): # [b,25] in the frame of the labels -> [b,25] as `rays` wants it
     "The camera of a label."
@@ -231,7 +232,7 @@ def corr(self: GenHead, drive, c, size=None): # [b,drive_dim] or Posed, [n,25] -
     "Every pixel of the face names its place on the canonical head."
     return correspondence(self.pose(drive, len(c)), self.view(c), size or self.cfg.side)
 
-# %% ../../nbs/4_papers/43_genhead.ipynb #8323be99
+# %% ../../nbs/4_papers/43_genhead.ipynb #1df4e981
 def head_field(look, decoder, posed, keep=None): # look: points [b,n,3] -> f [b,n,c], `sampler.on(planes)`
     "The field of one tri-plane through the deformation of the head."
     def field(x, ray=None):
@@ -258,7 +259,7 @@ def field(self: GenHead, planes, drive=None, # [b,6,c,d,h,w]; [b,drive_dim], Pos
     if posed is None: return Generator.field(self, planes)
     return PartField(planes, self.sampler, self.decoder, posed, **kw) if self.cfg.parts else head_field(self.sampler.on(planes), self.decoder, posed)
 
-# %% ../../nbs/4_papers/43_genhead.ipynb #14b80545
+# %% ../../nbs/4_papers/43_genhead.ipynb #701adbe3
 @patch
 def part_sigmas(self: GenHead, planes, x, drive=None): # [b,m,3] -> list of raw densities [b,m,1]: eyes, head, mouth
     "The density at points by each of the three deformations."
@@ -267,7 +268,7 @@ def part_sigmas(self: GenHead, planes, x, drive=None): # [b,m,3] -> list of raw 
         at, (p, h) = self.pose(drive, len(x))(x), [self.sampler.on(y) for y in planes.chunk(2, 1)]
         return [self.decoder(f)[1] for f in (p(at.eye), h(at.head), p(at.mouth))]
 
-# %% ../../nbs/4_papers/43_genhead.ipynb #168b8459
+# %% ../../nbs/4_papers/43_genhead.ipynb #810ec4d3
 @patch
 def volume(self: GenHead, planes, c, raw_size=None, drive=None,
            keep=None,   # Kept
@@ -300,7 +301,7 @@ def two_maps(G, planes, posed, od, ray, r, keep, kw):
     parts = render(part_field(p, G.decoder, posed), *(take(x) for x in od), G.cfg.render, **kw)
     return [x.scatter(1, rows.expand(-1, -1, x.shape[-1]), torch.lerp(take(x), y, take(m))) for x, y in zip(out, parts)]
 
-# %% ../../nbs/4_papers/43_genhead.ipynb #dbc0bb6b
+# %% ../../nbs/4_papers/43_genhead.ipynb #0eefea86
 @patch
 def background(self: GenHead, feat, mask, ws, **kn):
     "What stands behind (V); then from 0..1 to -1..1."
@@ -320,7 +321,7 @@ def synthesize(self: GenHead, ws, c, *args, drive=None, ws_bcg=None,
     draw = posed is not None and (self.cfg.corr if corr is None else corr)
     return out | (dict(corr=self.corr(posed, c)) if draw else {})
 
-# %% ../../nbs/4_papers/43_genhead.ipynb #9a2fcf34
+# %% ../../nbs/4_papers/43_genhead.ipynb #8cda8a2d
 def still(drive): # [b,drive_dim] -> the same with the neck at rest: labels hold all rotation of the head in the camera
     "The neck's three angles stand twelve from the end."
     return torch.cat([drive[:, :-12], torch.zeros_like(drive[:, -12:-9]), drive[:, -9:]], 1)
@@ -359,7 +360,7 @@ class GenHeadStep(Step):
         if self.sigma and 'mask' in out: out['mask'] = blur(out['mask'], self.sigma)
         return out | (dict(corr=self.G.corr(still(self.real['drive']), self.real['c'])) if self.G.cfg.corr else {})
 
-# %% ../../nbs/4_papers/43_genhead.ipynb #67ad2256
+# %% ../../nbs/4_papers/43_genhead.ipynb #79dad1bf
 @dataclass(frozen=True)
 class PartDensity(Term):
     "Density of the head planes where eyes and mouth belong to the parts (VII)."
@@ -377,7 +378,7 @@ class PartDensity(Term):
             n += k['sigma'].numel()
         return total/n
 
-# %% ../../nbs/4_papers/43_genhead.ipynb #ae092e2f
+# %% ../../nbs/4_papers/43_genhead.ipynb #2ac7b813
 def distortion(depth, w, # [...,S] ascending, [...,S-1] weights of the intervals
               ):         # [...]
     "How far the weights of a ray are spread: sum w_i w_j |u_i - u_j| + sum w_i^2 (t_i+1 - t_i)/3, u in the middle of an interval."
@@ -417,7 +418,7 @@ class PartSmooth(Density):
         pairs = [t.float().chunk(2, 1) for t in s.G.part_sigmas(s.reg_planes, torch.cat([x, y], 1), s.posed)]
         return sum((a - b).abs().mean() for a, b in pairs)/len(pairs)
 
-# %% ../../nbs/4_papers/43_genhead.ipynb #1620f4fb
+# %% ../../nbs/4_papers/43_genhead.ipynb #4b3c5ddf
 @dataclass(frozen=True)
 class GenTrainCfg(TrainCfg):
     "Training, with what GenHead adds."
@@ -441,7 +442,7 @@ class GenHeadCfg(ModelCfg):
     D: DiscriminatorCfg = DiscriminatorCfg(keys=('image', 'raw', 'corr', 'mask'), mbstd_group=2, half='float16')
     train: GenTrainCfg = GenTrainCfg()
 
-# %% ../../nbs/4_papers/43_genhead.ipynb #bc3156e1
+# %% ../../nbs/4_papers/43_genhead.ipynb #dd47e6d8
 def build(cfg: GenHeadCfg): # -> (G, D)
     "The networks of a configuration."
     return GenHead(cfg.G), Discriminator(cfg.D)
@@ -474,11 +475,14 @@ def arrange(cfg: GenHeadCfg, data): # HeadDataset -> the same
     require(not ('corr' in cfg.D.keys and not cfg.G.corr), 'D reads correspondence maps, and G draws none (corr: false)')
     have = None if getattr(data, 'drive', None) is None else data.drive.shape[1]
     require(have or not cfg.G.deform, f'{data.path}: labels have camera numbers only; GenHead needs shape, expression and pose behind them (data_recipes/anny_heads, or the fitting of 38b_fit)')
+    axes = getattr(data, 'meta', {}).get('camera', 'opencv')
+    require(axes == cfg.G.frame, f'{data.path}: its cameras have the axes {axes!r}, the configuration reads {cfg.G.frame!r}; `headnb.gan.codes.turned` turns labels')
+    require(not (have and cfg.G.deform and cfg.G.rig == 'head') or have == load_head().drive_dim, f'{data.path}: {have} codes a picture; the shipped head has {load_head().drive_dim} (another rig? then G.rig names the folder of its files)')
     require(not getattr(data, 'mirror', False), 'mirror: codes are not mirrored; write the mirrored pictures and their codes into the set')
     if cfg.train.copies: data.weights = view_copies(data.labels, cfg.train.copies)
     return data
 
-# %% ../../nbs/4_papers/43_genhead.ipynb #3cf0f974
+# %% ../../nbs/4_papers/43_genhead.ipynb #c73de9e2
 def small(side, raw,          # of the image and of the volume rendering, pixels
           planes=32, channels=8, w_dim=64, base=1024, top=64, samples=18,  # as of `small_generator`
           d_base=None,        # as base, of the discriminator; None: 2/3 of it
@@ -498,19 +502,19 @@ def training(kimg, batch, gamma, raw, **kw):
     "Of a small model: the published schedules, shortened in proportion."
     return short(kimg, batch, gamma, raw, GenTrainCfg, dict(blur_sigma=1.), corr_gamma=10*gamma, mask_gamma=gamma/4, density_std=.004*.7, density_every=8, copies=(), **kw)
 
-# %% ../../nbs/4_papers/43_genhead.ipynb #2dc3b268
-PAPER = GenHeadGCfg(superres=superres_cfg('8XDC', half='float16'), deform=DeformCfg('paper', power=1), blend='paper', compose='paper')
+# %% ../../nbs/4_papers/43_genhead.ipynb #9fdb24aa
+PAPER = GenHeadGCfg(superres=superres_cfg('8XDC', half='float16'), deform=DeformCfg('paper', power=1), blend='paper', compose='paper', camera_cond=False)
 _MICRO, _MINI = dict(share_fakes=True, lr_G=.002, lr_D=.003), dict(share_fakes=True, lr_G=.0015, lr_D=.003)
 CONFIGS = {
     'tiny': small(16, 16, 16, w_dim=32, base=512, top=32, samples=12, train=training(.064, 8, .3, 16, log_every=1)),
-    **{f'micro{"" if row == "F" else "-" + row.lower()}': small(32, 32, channels=12, samples=12, d_base=1024, row=row, train=training(10., 16, .05, 32, **_MICRO)) for row in 'FABCDE'},
+    **{f'micro{"" if row == "F" else "-" + row.lower()}': small(32, 32, channels=12, samples=12, d_base=1024, row=row, train=training(6., 16, .05, 32, **_MICRO)) for row in 'FABCDE'},
     'mini': small(64, 32, channels=16, w_dim=128, base=3072, top=128, samples=14, d_base=2048, train=training(200., 16, .05, 32, **_MINI)),
     'paper': GenHeadCfg(PAPER, train=GenTrainCfg(density='none', corr_gamma=1., part='paper', distortion_weight=0., opacity_weight=0., swap='paper')),
     'released': GenHeadCfg()}
 
 config = partial(choose, CONFIGS, 'GenHead')   # name -> GenHeadCfg
 
-# %% ../../nbs/4_papers/43_genhead.ipynb #9f57016e
+# %% ../../nbs/4_papers/43_genhead.ipynb #9d7621ad
 def take_over(cfg: GenHeadCfg,
               own: dict,    # state of the network as it was born
               given: dict,  # state of a GenHead's network, or of an EG3D's with the same sizes, axes and lr_mul
@@ -530,7 +534,7 @@ def take_over(cfg: GenHeadCfg,
     own = {k: v*.2 if k.startswith('backdrop.') and k.endswith('.torgb.weight') else v for k, v in own.items()}    # a grey background at first
     return own | g
 
-# %% ../../nbs/4_papers/43_genhead.ipynb #ca7d8577
+# %% ../../nbs/4_papers/43_genhead.ipynb #c34d3b60
 def released_cfg(kwargs,       # constructor arguments of a released generator, by their names
                  raw_size=64,  # attribute neural_rendering_resolution
                  options=None, # attribute rendering_kwargs, where it differs from the constructor's
@@ -555,7 +559,7 @@ def released_cfg(kwargs,       # constructor arguments of a released generator, 
                        replace(e.superres, styles='ones' if ones else 'last') if sr else superres_cfg('none'), raw_size, deform=DeformCfg('released', box=box),
                        background=back, backstyle=MappingCfg(m.z_dim, 0, m.w_dim, 1, 8), mesh_size=image if not sr else None)
 
-# %% ../../nbs/4_papers/43_genhead.ipynb #3536ae50
+# %% ../../nbs/4_papers/43_genhead.ipynb #d5972d7e
 def attach(G,     # GenHead
            state, # {released key: tensor}: what a released file holds under `deformer.`
           ):
