@@ -9,7 +9,7 @@ __all__ = ['RULES', 'THIN', 'EPS', 'JAW', 'NAMES', 'WIDTH', 'REACH', 'NEAREST', 
            'surface_search', 'Deformer', 'sub_rig', 'canonical_mesh', 'Canonical', 'Posed', 'eye_box', 'visible',
            'part_masks', 'low_masks', 'soft_masks', 'correspondence']
 
-# %% ../../nbs/2_field/24_deform.ipynb #6e64fb6e
+# %% ../../nbs/2_field/24_deform.ipynb #4e22e52d
 import functools, math
 from dataclasses import dataclass, fields
 import numpy as np
@@ -23,7 +23,7 @@ from ..nets.ops import blur, full_precision, resize
 from .raster import Drawn, faces_within, hit_triangle, zbuffer, _stream, _warp
 from .rig import check_mesh
 
-# %% ../../nbs/2_field/24_deform.ipynb #adf0ad10
+# %% ../../nbs/2_field/24_deform.ipynb #77159dd9
 def surface_coords(x,         # [...,3] points
                    tri,       # [...,3,3] a triangle each
                    eps=1e-12, # least squared double area: thinner triangles are no triangles
@@ -45,7 +45,7 @@ def surface_field(x, tri, target, # [...,3], [...,3,3] observed, [...,3,3] where
     n = F.normalize(torch.linalg.cross(target[..., 1, :] - target[..., 0, :], target[..., 2, :] - target[..., 0, :]), dim=-1)
     return (bary[..., None]*target).sum(-2) + height[..., None]*n
 
-# %% ../../nbs/2_field/24_deform.ipynb #cdba2e4c
+# %% ../../nbs/2_field/24_deform.ipynb #d686c835
 def triangle_sqdist(x, tri,      # [...,3], [...,3,3], float64
                     min_area=0., # smaller triangles are only their edges
                     eps=0.,      # added to the length of the normal
@@ -87,7 +87,7 @@ def corners(vertices, faces, # [b,v,3], [f,3]
     "The triangles that were found."
     return vertices[torch.arange(len(vertices), device=vertices.device)[:, None, None], faces[face]]
 
-# %% ../../nbs/2_field/24_deform.ipynb #c36e929a
+# %% ../../nbs/2_field/24_deform.ipynb #54c0a65f
 EPS = {1: 1e-16, 2: 1e-10}   # added to squared distances, by the power of the distance
 
 
@@ -103,7 +103,7 @@ def weigh(x, seen, off, # [b,m,3] points; [b,v,3] vertices as observed; [b,v,3] 
     w = w/w.sum(-1, keepdim=True)
     return x + (w[..., None]*F.pad(off, (0, 0, 0, 1))[row, ids]).sum(2), w
 
-# %% ../../nbs/2_field/24_deform.ipynb #8f309ab9
+# %% ../../nbs/2_field/24_deform.ipynb #83d43998
 @dataclass(frozen=True)
 class DeformCfg:
     "Lengths hold for a box of 1.3 and scale with it."
@@ -132,7 +132,7 @@ class DeformCfg:
     def reach(self): # nodes of the fine grid further than this from the surface have no weight above 1e-6 anywhere
         return self.scale*(math.sqrt(math.log(1e6)/self.fade + self.near) + math.sqrt(3)*1.3/self.grids[0])
 
-# %% ../../nbs/2_field/24_deform.ipynb #976a40f2
+# %% ../../nbs/2_field/24_deform.ipynb #08cc1a8e
 def one_rings(faces, n, # [f,3], number of vertices
               width=0,  # columns; 0: as many as needed
              ):         # [n,k]: the vertex, its neighbours, then n
@@ -144,7 +144,7 @@ def one_rings(faces, n, # [f,3], number of vertices
     ring[e[:, 0], 1 + np.arange(len(e)) - (np.cumsum(count) - count)[e[:, 0]]] = e[:, 1]
     return ring
 
-# %% ../../nbs/2_field/24_deform.ipynb #ac5a7b9a
+# %% ../../nbs/2_field/24_deform.ipynb #be015575
 @dataclass(frozen=True)
 class Parts:
     "Which vertices are what; lists of vertex numbers unless said otherwise."
@@ -178,7 +178,7 @@ class Parts:
     @property
     def eyes(self): return np.sort(np.concatenate([self.left, self.right]))
 
-# %% ../../nbs/2_field/24_deform.ipynb #6e118458
+# %% ../../nbs/2_field/24_deform.ipynb #0fd1ae3e
 JAW = ('jawOpen', 'jawForward', 'jawLeft', 'jawRight')
 
 @patch(cls_method=True)
@@ -193,7 +193,7 @@ def of_head(cls: Parts, rig): # Rig of `load_head`
     return cls(faces=tri(*skin, 'eyeball'), skin=ids(*skin), left=eyes[v[eyes, 0] > 0], right=eyes[v[eyes, 0] < 0], lips=ids('lip'), face=ids('face', 'lip', 'lid'), cover=ids(*skin),
                noinmouth=ids(*skin[:-1], 'eyeball'), ring=one_rings(f, len(v)), inner=tri('lip', 'mouth', 'teeth', 'tongue'), jaw=np.isin(rig.expression_names, JAW).astype(np.float32), sockets=True)
 
-# %% ../../nbs/2_field/24_deform.ipynb #20861a0f
+# %% ../../nbs/2_field/24_deform.ipynb #93669837
 NAMES = dict(faces=('f', 'faces_tensor'), skin=('add_face_idxs', 'face_idxs'), eyes=('add_eye_idxs', 'eye_idxs', 'eye_mask'), left=('mask_left_eyeball', 'left_eyeball'), right=('mask_right_eyeball', 'right_eyeball'),
              lips=('mask_lips', 'lips', 'lips_idxs', 'lips_mask'), face=('mask_face', 'face_wo_eye_mask', 'face'), noinmouth=('mask_noinmouth', 'noinmouth', 'noinmouth_idxs', 'noinmouth_mask'),
              ring=('add_vertices_region_idxs', 'vertices_region_idxs'), eyelids=('add_eyelids_idxs', 'eyelids_idxs'), smallface=('add_smallface_idxs', 'smallface_idxs'),
@@ -225,7 +225,7 @@ def from_flame(cls: Parts, arrays): # masks and additions of the official files 
     return cls(faces=f, skin=a.get('skin', np.setdiff1d(whole, eyes)), left=left, right=right, lips=a['lips'], face=a['face'], cover=a['face'], noinmouth=a['noinmouth'],
                ring=a['ring'] if 'ring' in a else one_rings(f, len(whole), 10), inner=coarse['faces'] if coarse else f, coarse=coarse, eyelids=a.get('eyelids'), smallface=a.get('smallface'))
 
-# %% ../../nbs/2_field/24_deform.ipynb #a5b3b2e2
+# %% ../../nbs/2_field/24_deform.ipynb #ef24eed1
 WIDTH = 16   # items of a leaf, leaves of a branch, branches of a limb; a tree is a few limbs
 
 
@@ -262,7 +262,7 @@ def boxes(low, high, # [b,n,3] corners of the items' boxes, n a multiple of 256;
     nothing = torch.tensor([1e9, 1e9, 1e9, -1e9, -1e9, -1e9], device=low.device).expand(len(low), 1, 6)
     return leaf, branch, row(torch.cat([around(branch), nothing], 1)[:, rows])
 
-# %% ../../nbs/2_field/24_deform.ipynb #864458e2
+# %% ../../nbs/2_field/24_deform.ipynb #2fab66bd
 REACH = """
     const float x = p[0], y = p[1], z = p[2];
     auto reach = [x, y, z](const float* a, float* d) {              // squared distances to 16 boxes
@@ -320,7 +320,7 @@ def _nearest():
 
     return nearest
 
-# %% ../../nbs/2_field/24_deform.ipynb #168adeb7
+# %% ../../nbs/2_field/24_deform.ipynb #83bda1cb
 @functools.cache
 def _ring():
     "Eq. (II) at one vertex; a row of `pull` is where a vertex is and where it has to go."
@@ -342,7 +342,7 @@ def _ring():
 
     return ring
 
-# %% ../../nbs/2_field/24_deform.ipynb #39b4cf2e
+# %% ../../nbs/2_field/24_deform.ipynb #e3eb083c
 @functools.cache
 def _follow():
     "Kernel: one thread a point, for the head, the eyes and the mouth."
@@ -390,7 +390,7 @@ def _follow():
 
     return follow
 
-# %% ../../nbs/2_field/24_deform.ipynb #531a6876
+# %% ../../nbs/2_field/24_deform.ipynb #b176c395
 def grid_nodes(r,         # nodes a side
                box,       # side of the cube
                like=None, # tensor whose device it takes
@@ -422,7 +422,7 @@ def blend(x, fine, coarse, cfg): # [b,m,3], [b,4,r,r,r] offset and squared dista
     w = torch.exp(-cfg.fade/cfg.scale**2*(near[..., 3:] - cfg.near*cfg.scale**2).clamp(min=0))
     return x + w*near[..., :3] + (1 - w)*lookup(coarse, x, cfg.box)
 
-# %% ../../nbs/2_field/24_deform.ipynb #b8028fb5
+# %% ../../nbs/2_field/24_deform.ipynb #879adc28
 @functools.cache
 def _blend():
     "Kernel: `blend`."
@@ -460,7 +460,7 @@ def _blend():
 
     return straight
 
-# %% ../../nbs/2_field/24_deform.ipynb #05b125eb
+# %% ../../nbs/2_field/24_deform.ipynb #2ece0966
 EDGES = REACH + """
     struct V { double a, b, c; };
     auto vec = [](const wp::vec3 v) { return V{double(v[0]), double(v[1]), double(v[2])}; };
@@ -517,7 +517,7 @@ EDGES = REACH + """
     return found;
 """
 
-# %% ../../nbs/2_field/24_deform.ipynb #e964801d
+# %% ../../nbs/2_field/24_deform.ipynb #606c7719
 @functools.cache
 def _surface():
     "Kernel: the nearest triangle by a rule, and Eq. (I)."
@@ -554,7 +554,7 @@ def _surface():
 
     return surface
 
-# %% ../../nbs/2_field/24_deform.ipynb #73240259
+# %% ../../nbs/2_field/24_deform.ipynb #ca5c8f66
 def run_kernel(kernel, threads, device, *args): # tensors, (tensor, Warp type) or numbers
     "Start a kernel; tensors become arrays without a copy."
     wp = _warp()
@@ -579,7 +579,7 @@ def surface_search(x, tri, target, # [b,m,3], [b,f,3,3] observed, [b,f,3,3] wher
     run_kernel(_surface(), b*m, dev, vec(x), m, vec(tri), vec(target), *parts, *map(int, trees.table[-2:]), order, tri.shape[1], start, limit**2, limited, area*scale**2, eps, THIN[rule], (out, wp.vec3), d2, face)
     return out.view(b, m, 3), d2.view(b, m), face.view(b, m).long()
 
-# %% ../../nbs/2_field/24_deform.ipynb #239391ce
+# %% ../../nbs/2_field/24_deform.ipynb #e76f0265
 class Deformer(nn.Module):
     "From the space of a posed head to the one head all share. No weights: everything follows from rig, parts and config."
     def __init__(self, rig, parts, cfg=DeformCfg()):
@@ -617,7 +617,7 @@ def canonical_mesh(rig, jaw=.3): # Rig; radians, where the rig does not say
     angle = torch.as_tensor(rig.data['jaw_open'] if 'jaw_open' in rig.data else [jaw, 0., 0.], dtype=torch.float32)
     return rig(pose=rig.pose(jaw=angle[None].to(rig.v_template)))
 
-# %% ../../nbs/2_field/24_deform.ipynb #96e610cc
+# %% ../../nbs/2_field/24_deform.ipynb #b9b2ada3
 CELLS = 24   # of the table of first guesses, a side
 
 
@@ -673,7 +673,7 @@ def on_ground(self: Deformer, vertices, # [b,v,3]
 def simplified(self: Deformer, vertices): # [b,v,3] -> [b,n,3]
     return (vertices[:, self.coarse_idxs]*self.coarse_baris[..., None]).sum(2)
 
-# %% ../../nbs/2_field/24_deform.ipynb #6692a006
+# %% ../../nbs/2_field/24_deform.ipynb #82efd10c
 REGIONS = ('eye', 'cover', 'inner', 'noinmouth', 'corr')   # what is drawn; 'inner' from both sides
 
 
@@ -690,7 +690,7 @@ def _draw(self: Deformer):
     corr[torch.as_tensor(p.eyes), 2] -= self.cfg.corr_eye
     self._keep('corr', corr)
 
-# %% ../../nbs/2_field/24_deform.ipynb #8840ab47
+# %% ../../nbs/2_field/24_deform.ipynb #44cbbb0a
 @patch
 def check(self: Deformer, drive): # [b, shape + expression + 12]
     "Refuse what is no pose."
@@ -732,7 +732,7 @@ def blinked(self: Deformer, neutral, shape, blink, rest):
     out[:, lids] = self.rig(shape, blink, rest)[:, lids]
     return out
 
-# %% ../../nbs/2_field/24_deform.ipynb #6130c727
+# %% ../../nbs/2_field/24_deform.ipynb #01449e0c
 @dataclass
 class Canonical:
     "Where points of posed space are on the head all share."
@@ -776,7 +776,7 @@ def eye_box(eye,  # [b,e,3]
     low, high = eye.amin(1), eye.amax(1)
     return eye.mean(1)[:, None] + torch.stack([low - high, high - low], 1)*(size/2)
 
-# %% ../../nbs/2_field/24_deform.ipynb #973012f2
+# %% ../../nbs/2_field/24_deform.ipynb #3ff61642
 @patch
 def surface(self: Posed, x, # [b,m,3]
             limit=0., limited=0, # as `surface_search`
@@ -811,7 +811,7 @@ def neck(self: Posed, x, # [n,m,3], n a multiple of the poses
     run_kernel(_blend(), x.numel()//3, x.device, (x.view(-1, 3), wp.vec3), x.numel()//3//len(self), self.grids[0].view(-1), r, self.grids[1].view(-1), s, cfg.box/2, cfg.near*f, cfg.fade/f, (out.view(-1, 3), wp.vec3))
     return out
 
-# %% ../../nbs/2_field/24_deform.ipynb #1ee941be
+# %% ../../nbs/2_field/24_deform.ipynb #487c9f78
 @patch
 @torch.no_grad()
 def __call__(self: Posed, x,        # [n,m,3]; the first n/b rows belong to the first pose, and so on
@@ -826,7 +826,7 @@ def __call__(self: Posed, x,        # [n,m,3]; the first n/b rows belong to the 
     run_kernel(_follow(), n, x.device, (x_n.view(-1, 3), wp.vec3), n//len(self), want, *self.constants, (out.view(-1, 3), wp.vec3), dist, which, inside)
     return Canonical(*out, inside.view(*x.shape[:2], 1), *dist.view(3, *x.shape[:2], 1), x_n, which.view(3, *x.shape[:2]))
 
-# %% ../../nbs/2_field/24_deform.ipynb #da745038
+# %% ../../nbs/2_field/24_deform.ipynb #d0533cf1
 @patch
 def unparted(self: Posed, x_n,   # [b,m,3] points after the neck
              how='surface',      # 'surface': the vertices around the nearest coarse triangle; 'three': the three nearest of all vertices
@@ -846,7 +846,7 @@ def unparted(self: Posed, x_n,   # [b,m,3] points after the neck
     first = self.neutral[torch.arange(len(x_n), device=x_n.device)[:, None], ids[..., 0]]
     return x_c, ids, ((x_n - first).square().sum(-1) + 1e-12).sqrt()
 
-# %% ../../nbs/2_field/24_deform.ipynb #74a7c1ad
+# %% ../../nbs/2_field/24_deform.ipynb #9c9f3636
 @torch.no_grad()
 def visible(posed, c, # Posed; [n,25], n a multiple of the poses
             size,     # pixels of a side
@@ -887,7 +887,7 @@ def soft_masks(eye, mouth, # [n,1,s,s] of `part_masks`
     opened = F.max_pool2d(-F.max_pool2d(-mouth, 7, 1, 3), 7, 1, 3)
     return blur(eye, 1), (blur(opened, 2) + F.interpolate(low, size=mouth.shape[-2:], mode='bilinear', align_corners=False)).clamp(max=1)
 
-# %% ../../nbs/2_field/24_deform.ipynb #e55799e2
+# %% ../../nbs/2_field/24_deform.ipynb #d6d7d210
 @torch.no_grad()
 def correspondence(posed, c, size): # Posed, [n,25], pixels of a side -> [n,3,size,size]
     "Every pixel of face and eyes names its place on the canonical head; 0 elsewhere."
