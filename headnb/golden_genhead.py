@@ -16,7 +16,6 @@ from .field.planes import AXES, DecoderCfg, PlaneSampler, SamplerCfg
 from .field.rig import decompose
 from .field.render import RenderCfg, plane_limits, render
 from .gan.checkpoint import official_to_ours
-from .gan.terms import R1, Step
 from .golden import fill_state, normal
 from .golden_rig import released_cameras, toy_codes, toy_rig
 from .nets.ops import resize

@@ -358,7 +358,7 @@ def integers(r): # Record of an array of numpy -> tensor [n] int64, or None wher
     if not ok or s[1][0]*int(dtype.class_name[1]) != len(data): return None
     return torch.frombuffer(bytearray(data), dtype={'i4': torch.int32, 'i8': torch.int64}[dtype.class_name]).long() if len(data) else None
 
-
+# %% ../nbs/6_tools/61_open.ipynb #f8aac69e
 def dtype_of(code, align=False, copy=False): return Record(code if type(code) is str else '')
 def sequence(xs): require(type(xs) in (list, tuple), f'a sequence is made of a {type(xs).__name__}'); return xs
 def set_of(xs=()): return set(map(key, sequence(xs)))

@@ -21,10 +21,10 @@ from torch.nn import functional as F
 from ..base.camera import convert, orbit, project
 from ..base.core import require, sha256_of, suggest
 from ..field.heads import codes, render_heads, sample_head
-from ..field.raster import Mesh, rasterise
+from ..field.raster import rasterise
 from ..field.rig import load_head
 from .judges import Judges, angles, axis_rotation, camera_to_head, load_judges, view_direction
-from .metrics import Result, data_name, default_judge, fake_features, fid, judge_name, normalised_fid, real_features
+from .metrics import data_name, default_judge, fake_features, fid, judge_name, normalised_fid, real_features
 from .truth import averaged
 
 # %% ../../nbs/3_gan/34f_control.ipynb #802fd6ee

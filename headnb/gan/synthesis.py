@@ -11,7 +11,7 @@ __all__ = ['RANGES', 'KINDS', 'AGAIN', 'KEYS', 'seeded', 'uniform', 'Ranges', 'c
 
 # %% ../../nbs/3_gan/31c_synthesis.ipynb #e6c5ce5c
 import functools, hashlib, io, json, math, os, signal, sys, tarfile, time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 import numpy as np
 import torch
