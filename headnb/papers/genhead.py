@@ -507,7 +507,7 @@ PAPER = GenHeadGCfg(superres=superres_cfg('8XDC', half='float16'), deform=Deform
 _MICRO, _MINI = dict(share_fakes=True, lr_G=.002, lr_D=.003), dict(share_fakes=True, lr_G=.0015, lr_D=.003)
 CONFIGS = {
     'tiny': small(16, 16, 16, w_dim=32, base=512, top=32, samples=12, train=training(.064, 8, .3, 16, log_every=1)),
-    **{f'micro{"" if row == "F" else "-" + row.lower()}': small(32, 32, channels=12, samples=12, d_base=1024, row=row, train=training(6., 16, .05, 32, **_MICRO)) for row in 'FABCDE'},
+    **{f'micro{"" if row == "F" else "-" + row.lower()}': small(32, 32, channels=12, samples=12, d_base=1024, row=row, train=training(8., 16, .05, 32, **_MICRO)) for row in 'FABCDE'},
     'mini': small(64, 32, channels=16, w_dim=128, base=3072, top=128, samples=14, d_base=2048, train=training(200., 16, .05, 32, **_MINI)),
     'paper': GenHeadCfg(PAPER, train=GenTrainCfg(density='none', corr_gamma=1., part='paper', distortion_weight=0., opacity_weight=0., swap='paper')),
     'released': GenHeadCfg()}
