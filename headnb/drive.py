@@ -14,7 +14,7 @@ import torch
 from .base.core import BadInput, require, suggest
 from .base.camera import orbit
 from .base.show import OrbitViewer, Slider, SLIDERS, save_video
-from .field.clips import drive as clip_drive, read_clip, resample, turn
+from .field.clips import clip_drive, read_clip, resample, turn
 from .field.heads import HeadParams, render_heads, sample_head
 from .field.rig import compose, load_head
 from .gan.codes import Layout, turned
@@ -34,7 +34,7 @@ def to_drive(rig,          # with ARKit names
     for k, x in values.items(): require(math.isfinite(x), f'{k} is {x}')
     angle = lambda *names: torch.tensor([[math.radians(values.get(k, 0.)) if k else 0. for k in names]])
     code = rig.expression_code(**{k: x for k, x in values.items() if k not in TURNS})
-    eyes = rig.drive(code) + turn(angle('gaze_yaw', 'gaze_pitch', None)).repeat(1, 2).to(code)
+    eyes = rig.gaze(code) + turn(angle('gaze_yaw', 'gaze_pitch', None)).repeat(1, 2).to(code)
     jaw = torch.cat([angle('jaw_open'), angle('jaw_side'), torch.zeros(1, 1)], 1)
     return rig.join(shape, code, turn(angle('neck_yaw', 'neck_pitch', 'neck_roll')), jaw, eyes)
 
@@ -49,7 +49,7 @@ class TrueHead:
     def __call__(self, drive, c):
         ns, ne = self.rig.n_shape, self.rig.n_expression
         shape, e, neck, jaw, eyes = drive.split([ns, ne, 3, 3, 6], 1)
-        own = (eyes - self.rig.drive(e)).view(-1, 2, 3).mean(1)                # the renderer adds what the actions ask for
+        own = (eyes - self.rig.gaze(e)).view(-1, 2, 3).mean(1)                # the renderer adds what the actions ask for
         people = [replace(self.head, **dict(zip(('shape', 'expression', 'neck', 'jaw', 'eyes'), map(tuple, x)))) for x in zip(*(y.tolist() for y in (shape, e, neck, jaw, own)))]
         out = render_heads(people, c, self.size, self.hair, corr=False)
         return {k: out[k] for k in ('image', 'depth', 'mask')}

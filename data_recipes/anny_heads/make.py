@@ -170,7 +170,7 @@ def _names(): return list(_rig().expression_names)
 
 
 def _gaze(e, names): # what the rig turns the eyes by for the lids, mean of both eyes
-    return _rig().drive(torch.tensor(e, dtype=torch.float32)).view(-1, 2, 3).mean(1).numpy()
+    return _rig().gaze(torch.tensor(e, dtype=torch.float32)).view(-1, 2, 3).mean(1).numpy()
 
 
 def _clip(s, i, cache={}):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ARKIT', 'ANGLES', 'seconds', 'timecode', 'Clip', 'made_clip', 'write_clip', 'read_clip', 'resample', 'axis_angle',
-           'turn', 'drive']
+           'turn', 'clip_drive']
 
 # %% ../../nbs/2_field/22c_clips.ipynb #e16b8463
 import csv, math
@@ -191,7 +191,7 @@ def turn(ypr): # [...,3] yaw (to the person's left), pitch (down), roll (to the 
     return axis_angle(y@p@r)
 
 # %% ../../nbs/2_field/22c_clips.ipynb #d5850192
-def drive(clip,        # Clip
+def clip_drive(clip,   # Clip
           rig,         # Rig whose expressions have ARKit names
           shape=None,  # [1,k] the person; None: the mean
           gaze='look', # 'look': from the eyeLook weights; 'columns': from the recorded angles; 'none': straight ahead
@@ -203,7 +203,7 @@ def drive(clip,        # Clip
     lost = [k for k in rig.expression_names if k not in ARKIT]
     require(not lost, f"the rig's expression '{lost[0] if lost else ''}' is no ARKit name{suggest(lost[0], ARKIT) if lost else ''}")
     code = clip.weights[:, [ARKIT.index(k) for k in rig.expression_names]].to(rig.v_template)
-    eyes = dict(look=lambda: rig.drive(code), columns=lambda: turn(clip.eyes.unflatten(1, (2, 3))).flatten(1), none=lambda: None)[gaze]()
+    eyes = dict(look=lambda: rig.gaze(code), columns=lambda: turn(clip.eyes.unflatten(1, (2, 3))).flatten(1), none=lambda: None)[gaze]()
     opened = None
     if jaw == 'joint':
         k = rig.expression_names.index('jawOpen')

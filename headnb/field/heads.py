@@ -153,7 +153,7 @@ def posed(h): # HeadParams -> vertices [v,3], rotation [3,3] and shift [3] of th
     used, code = [i for i, x in enumerate(h.expression) if x], torch.tensor([h.expression])
     v = _rest(h.shape)
     if used: v = v + (code[0, used]@moods[used]).view(-1, 3)
-    pose = torch.cat([torch.tensor([(0., 0., 0.), h.neck, h.jaw]), rig.drive(code).view(2, 3) + torch.tensor(h.eyes)])
+    pose = torch.cat([torch.tensor([(0., 0., 0.), h.neck, h.jaw]), rig.gaze(code).view(2, 3) + torch.tensor(h.eyes)])
     A, joints = chain(rotation(pose)[None], (rig.J_regressor@v)[None], rig.parents)
     by_joint = torch.addmm(A[0, :, :, 3].flatten(), v, A[0, :, :, :3].flatten(0, 1).T).view(len(v), -1, 3)     # every vertex as each joint would move it
     R, J = rotation(torch.tensor(h.neck)), joints[0, 1]
@@ -508,7 +508,7 @@ def codes(params, hair=True): # list of HeadParams -> dict of tensors
     "What a person is, as numbers."
     names, t = tuple(STYLES), torch.tensor
     pose = t([[(0., 0., 0.), h.neck, h.jaw, h.eyes, h.eyes] for h in params])
-    pose[:, 3:] += _rig().drive(t([h.expression for h in params])).view(-1, 2, 3)
+    pose[:, 3:] += _rig().gaze(t([h.expression for h in params])).view(-1, 2, 3)
     at = lambda table, k: ('none', *table).index(k)
     return dict(shape=t([h.shape for h in params]), expression=t([h.expression for h in params]), pose=pose, hair=t([names.index(h.hair) if hair else 0 for h in params]),
                 hat=t([at(HATS, h.hat) for h in params]), glasses=t([at(GLASSES, h.glasses) for h in params]), beard=t([at(BEARDS, h.beard) for h in params]))

@@ -206,8 +206,8 @@ def expression_code(self: Rig, **weights, # ARKit name -> weight 0..1, number
     return out
 
 @patch
-def drive(self: Rig, expression, # [b,52] ARKit weights
-         ):                      # eyes [b,6]: axis-angle of the left and of the right eye
+def gaze(self: Rig, expression, # [b,52] ARKit weights
+        ):                      # eyes [b,6]: axis-angle of the left and of the right eye
     "The eye joints that the eyeLook weights ask for; the lids follow by `expression` itself."
     require('gaze' in self.data, 'this rig has no gaze table; pass the eyes as a pose')
     return expression@torch.as_tensor(self.data['gaze']).to(expression).flatten(1)

@@ -76,7 +76,7 @@ class TrueHeads:
 
     def heads(self, z, drive):     # -> [HeadParams, ...]
         shape, expression, pose = self.rig.split(drive.cpu().float())
-        own = pose[:, 3:].mean(1) - self.rig.drive(expression).view(-1, 2, 3).mean(1)     # the eyes of a drive contain what the expression asks of them
+        own = pose[:, 3:].mean(1) - self.rig.gaze(expression).view(-1, 2, 3).mean(1)     # the eyes of a drive contain what the expression asks of them
         row = lambda x: tuple(x.tolist())
         return [replace(self.person(a), shape=row(s), expression=row(e), neck=row(p[1]), jaw=row(p[2]), eyes=row(o)) for a, s, e, p, o in zip(z, shape, expression, pose, own)]
 

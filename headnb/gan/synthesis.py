@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from PIL import Image
 from ..base.core import BadInput, progress, require, sha256_of, suggest, to_dict, write_atomic
 from ..base.camera import convert, intrinsics, look_at_released, make_label, orbit, rays
-from ..field.clips import drive as clip_drive, made_clip, resample
+from ..field.clips import clip_drive, made_clip, resample
 from ..field.render import limits, plane_limits, randoms, stratified
 from .codes import FLAME, HEAD, Layout, check_rows, read_arrays
 from .data import DEPTH_UNIT, HeadDataset, write_dataset
