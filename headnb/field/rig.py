@@ -7,6 +7,7 @@ __all__ = ['NEEDED', 'JOINTS', 'LIMITS', 'rotation', 'chain', 'check_mesh', 'Rig
            'contour_row', 'decompose', 'compose']
 
 # %% ../../nbs/2_field/22_rig.ipynb #d8697a20
+import copy
 import numpy as np
 import torch
 from torch import nn
@@ -179,10 +180,10 @@ def load_head(device='cpu'): # Rig with 80 identity directions, 52 ARKit express
     return Rig(_heads['arrays'], check=False).to(device)
 
 def open_rig(name='head', # 'head': the one that ships; else the path of a FLAME file, or of the folder with its files
-             device='cpu', **beside, # masks=, landmarks=, ... as `read_flame` takes them
-            ):            # Rig
+             device='cpu', **beside, # masks=, landmarks=, official= ... as `read_flame` takes them
+            ):            # Rig; FLAME as GenHead scales it (`rescaled`)
     "A rig by the name that a config gives it."
-    return load_head(device) if name == 'head' else Rig(read_flame(name, **beside)).to(device)
+    return load_head(device) if name == 'head' else Rig(read_flame(name, **beside)).rescaled().to(device)
 
 # %% ../../nbs/2_field/22_rig.ipynb #d57007c3
 @patch
@@ -271,6 +272,29 @@ def at_faces(vertices, faces, # [b,v,3]; [f,3]
     corner = faces[idx].expand(b, -1, 3).reshape(b, -1, 1).expand(-1, -1, 3)
     return (vertices.gather(1, corner).unflatten(1, (-1, 3))*bary[..., None]).sum(2)
 
+# %% ../../nbs/2_field/22_rig.ipynb #4eab12d4
+@patch
+def part(self: Rig, ids, # [k] vertex numbers
+        ):               # Rig of k + j vertices: these, then the joints; without faces and tables
+    "The same head, fewer vertices."
+    ids, j = torch.as_tensor(ids, device=self.faces.device), len(self.parents)
+    require(ids.ndim == 1 and len(ids) and 0 <= int(ids.min()) and int(ids.max()) < len(self.v_template), f'a part needs vertex numbers [k] from 0 to {len(self.v_template) - 1}')
+    eye = torch.eye(j + len(ids)).to(self.weights)
+    rows = lambda x: torch.cat([x[ids], torch.einsum('jv,v...->j...', self.J_regressor, x)])
+    out = copy.copy(self)
+    out._buffers = {k: rows(getattr(self, k)) for k in ('v_template', 'shapedirs', 'expdirs')} | dict(faces=self.faces[:0], J_regressor=eye[len(ids):], weights=torch.cat([self.weights[ids], eye[:j, :j]]),
+        posedirs=torch.cat([self.posedirs[ids], self.posedirs.new_zeros(j, *self.posedirs.shape[1:])]) if self.posedirs.numel() else self.posedirs)
+    out.data = {}
+    return out
+
+@patch(as_prop=True)
+def face_ids(self: Rig): # [k] vertex numbers; all where the rig has no mask of the face
+    "What errors of a face are measured on."
+    d, dev = self.data, self.faces.device
+    if 'mask_names' in d: return torch.as_tensor(np.flatnonzero(d['masks'][:, list(map(str, d['mask_names'])).index('face')] > 127), device=dev)
+    found = next((d[k] for k in ('mask_face', 'face') if k in d), range(len(self.v_template)))
+    return torch.as_tensor(np.asarray(found, np.int64), device=dev)
+
 # %% ../../nbs/2_field/22_rig.ipynb #78fd05ff
 LIMITS = {'global': ((-20, 20), (-90, 90), (-20, 20)), 'neck': ((-90, 90), (-60, 60), (-80, 80)), 'jaw': ((-5, 60), (-.1, .1), (-.1, .1)), 'eye': ((-50, 50), (-50, 50), (-.1, .1))}   # degrees, about x, y, z
 
@@ -302,16 +326,32 @@ def contour_landmarks(self: Rig, vertices, pose, # [b,v,3], [b,j,3]
 # %% ../../nbs/2_field/22_rig.ipynb #0b29af70
 @patch
 def rescaled(self: Rig, scale=3., # world units per metre
-             jaw=.3,              # opening of the canonical mouth, radians
+             jaw=.3,              # opening of the canonical mouth, radians, where the rig does not say (`jaw_open`)
             ):                    # Rig; `.canonical` [1,v,3] is its mesh with the jaw open
-    "The rig with its neck joint at the origin (GenHead's convention)."
+    "The rig with its neck joint at the origin (GenHead's convention); once."
+    if (done := self.data.get('rescaled')) is not None:
+        require(float(done) == scale, f'this rig was rescaled by {float(done):g} before, {scale:g} is asked for: begin with the file')
+        return self
     out = Rig({'v_template': self.v_template.cpu().numpy(), 'f': self.faces.cpu().numpy(), 'shapedirs': self.shapedirs.cpu().numpy(), 'expdirs': self.expdirs.cpu().numpy(), 'J_regressor': self.J_regressor.cpu().numpy(),
         'weights': self.weights.cpu().numpy(), 'kintree_table': np.array([self.parents, range(len(self.parents))]), **({'posedirs': self.posedirs.cpu().numpy()} if self.posedirs.numel() else {}), **self.data}, check=False)
     for k in ('v_template', 'shapedirs', 'expdirs', 'posedirs'): getattr(out, k).mul_(scale)
-    v, joints = out.posed(pose=out.pose(jaw=torch.tensor([[jaw, 0., 0.]])))
+    out.data = {'jaw_open': np.array([jaw, 0, 0], np.float32)} | out.data | {'rescaled': np.array(scale), 'metres_per_unit': np.array(float(self.data.get('metres_per_unit', 1.))/scale)}
+    v, joints = out.posed(*out.split(out.canonical_drive()))
     out.v_template -= joints[0, 1]
     out.register_buffer('canonical', v - joints[:, 1], persistent=False)
     return out.to(self.v_template.device)
+
+@patch
+def canonical_drive(self: Rig, jaw=.3, # radians, where the rig does not say (`jaw_open`)
+                   ):                  # [1, drive_dim]
+    "The mean head with its mouth open: lips apart, teeth to be seen."
+    return self.join(jaw=torch.as_tensor(self.data.get('jaw_open', (jaw, 0., 0.)), dtype=torch.float32)[None])
+
+@patch
+def canonical_mesh(self: Rig, jaw=.3, # as `canonical_drive`
+                  ):                  # [1,v,3]
+    "Its vertices; those that came with the rig, where some did."
+    return self.canonical if hasattr(self, 'canonical') else self(*self.split(self.canonical_drive(jaw)))
 
 # %% ../../nbs/2_field/22_rig.ipynb #86ae605b
 def decompose(c,     # [n,25] sees the head with the neck straight
