@@ -17,7 +17,6 @@ from .base.show import OrbitViewer, Slider, SLIDERS, save_video
 from .field.clips import clip_drive, read_clip, resample, turn
 from .field.heads import HeadParams, render_heads, sample_head
 from .field.rig import compose, load_head
-from .gan.codes import Layout, turned
 from .view import open_any
 
 # %% ../nbs/6_tools/62b_drive.ipynb #8fb0b34e
@@ -58,27 +57,23 @@ class TrueHead:
 class MadeHead:
     "A person of a driven generator."
     def __init__(self, G, shape=None, seed=0, psi=.7): # GenHead; [1,n_shape], None: the mean; where its sliders start
-        rig = getattr(getattr(G, 'deformer', None), 'rig', None)
-        require(hasattr(G, 'pose') and rig is not None, f'{type(G).__name__} cannot be driven: a head needs a generator with a pose (GenHead) whose rig is there')
-        self.G, self.rig, self.frame, self.device = G.eval(), rig, getattr(G.cfg, 'frame', 'opencv'), G.mapping.w_avg.device
-        self.radius, self.focal = (2.7, 4.2647) if self.frame == 'opencv' else (4.2, .5/math.tan(math.radians(6)))
-        self.shape = rig.join(shape)[:, :rig.n_shape].to(self.device)
+        require(G.rig is not None, f'{type(G).__name__} cannot be driven: a head needs a generator with a pose (GenHead) whose rig is there')
+        self.G, self.rig, self.radius, self.focal, self.device = G.eval(), G.rig, G.cfg.radius, G.cfg.focal, G.mapping.w_avg.device
+        self.shape = G.rig.join(shape)[:, :G.rig.n_shape].to(self.device)
         self.sliders = {k: replace(SLIDERS[k], start=x) for k, x in (('seed', seed), ('psi', psi))}
         self.person = functools.lru_cache(4)(self._person)
 
     def _person(self, seed, psi): # -> ws, planes, made once
         z = torch.randn(1, self.G.cfg.mapping.z_dim, generator=torch.Generator().manual_seed(int(seed))).to(self.device)
-        ws = self.G.map(z, torch.cat([self.label(orbit(0., 0., self.radius, focal=self.focal)), self.shape], 1), psi)
+        ws = self.G.map(z, torch.cat([self.G.orbit().to(self.device), self.shape], 1), psi)
         return ws, self.G.make_planes(ws, noise='const')
-
-    def label(self, c): return turned(c.to(self.device), Layout(camera=self.frame), back=True)
 
     @torch.no_grad()
     def __call__(self, drive, c, seed=None, psi=None, raw_size=None):
         start = lambda x, k: self.sliders[k].start if x is None else x
         (ws, planes), n = self.person(start(seed, 'seed'), start(psi, 'psi')), len(c)
         many = lambda x: x.repeat_interleave(n, 0)
-        out = self.G.synthesize(many(ws), self.label(c), raw_size, planes=many(planes), drive=drive.to(self.device), noise='const', deterministic=True)
+        out = self.G.synthesize(many(ws), c.to(self.device), raw_size, planes=many(planes), drive=drive.to(self.device), noise='const', deterministic=True)
         return {k: x.cpu() for k, x in out.items() if k in ('image', 'depth', 'mask', 'raw', 'corr')}
 
 # %% ../nbs/6_tools/62b_drive.ipynb #751db519

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['intrinsics', 'focal_to_fov', 'fov_to_focal', 'fov_to_intrinsics_released', 'make_label', 'split_label', 'rays',
            'project', 'look_at', 'orbit', 'yaw_pitch', 'look_at_released', 'gaussian_pose', 'uniform_pose',
-           'check_label', 'mirror_label', 'convert']
+           'check_label', 'mirror_label', 'convert', 'relabel']
 
 # %% ../../nbs/0_base/01_camera.ipynb #526b7396
 import math
@@ -210,3 +210,10 @@ def convert(cam2world, # [n,4,4] or [4,4]
     (a, up_a), (b, up_b) = _SYSTEMS[src], _SYSTEMS[dst]
     P, W = P*torch.tensor([*(p*q for p, q in zip(a, b)), 1]).to(P), torch.tensor(_Z_UP).to(P)
     return P if up_a == up_b else (W if up_b == 'z' else W.T) @ P
+
+
+def relabel(c,       # [...,25 + k] labels; what stands behind the 25 numbers stays
+            src, dst # as `convert`
+           ):        # the same in the other convention
+    "`convert` for labels."
+    return c if src == dst else torch.cat([convert(c[..., :16].unflatten(-1, (4, 4)), src, dst).flatten(-2), c[..., 16:]], -1)

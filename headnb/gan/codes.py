@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from ..base.core import BadInput, progress, require, suggest, write_atomic
-from ..base.camera import check_label, convert, make_label, split_label
+from ..base.camera import check_label, convert, make_label, relabel, split_label
 from .data import decode, write_dataset
 
 # %% ../../nbs/3_gan/31b_codes.ipynb #59ef69b8
@@ -64,7 +64,7 @@ def drive_of(labels, layout=FLAME,  # [n,size]
 def label_of(c, drive, layout=FLAME):  # our cameras [n,25], drive [n, size - 25] -> labels [n,size]
     "Write labels."
     require(drive.ndim == 2 and drive.shape[1] == layout.size - 25 and len(c) == len(drive), f'cameras {list(c.shape)} and drive {list(drive.shape)}; expected [n,25] and [n,{layout.size - 25}]')
-    return torch.cat([turned(check_label(c), layout, back=True), drive.float().to(c.device)], 1)
+    return torch.cat([relabel(check_label(c), 'opencv', layout.camera), drive.float().to(c.device)], 1)
 
 # %% ../../nbs/3_gan/31b_codes.ipynb #68516215
 MOST = 100.   # a code of more standard deviations, or a rotation of more radians, is no head

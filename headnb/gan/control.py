@@ -18,7 +18,7 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch.nn import functional as F
-from ..base.camera import convert, orbit, project
+from ..base.camera import orbit, project
 from ..base.core import require, sha256_of, suggest
 from ..field.heads import codes, render_heads, sample_head
 from ..field.raster import rasterise
@@ -539,15 +539,13 @@ def teeth_results(got, true=None, data='samples') -> dict:   # of `teeth_change`
 # %% ../../nbs/3_gan/34f_control.ipynb #c8e99a15
 def driven(G, front=True,          # Generator; condition: the frontal camera; False: the row's own; or a camera [1,25]
            psi=1., cutoff=None):   # truncation; -> render(z, c, drive) -> images
-    "A trained model as a render callable; cameras are ours, whatever the frame of its labels."
-    device, want, frame = next(G.parameters()).device, G.cfg.mapping.c_dim, getattr(G.cfg, 'frame', 'opencv')
-    def label(c): return c if frame == 'opencv' else torch.cat([convert(c[:, :16].view(-1, 4, 4), 'opencv', frame).flatten(1), c[:, 16:]], 1)
-    fixed = orbit(0.) if front is True else None if front is False else front
+    "A trained model as a render callable."
+    device, want = next(G.parameters()).device, G.cfg.mapping.c_dim
+    fixed = G.orbit() if front is True else None if front is False else front
     def render(z, c, drive):
         z, c, drive = z.to(device), c.to(device), drive.to(device)
-        cond = label(c if fixed is None else fixed.to(c).expand(len(c), 25))[:, :want]
-        if want > 25: cond = torch.cat([cond, drive[:, :want - 25]], 1)
-        with torch.no_grad(): return G(z, label(c), cond, psi, cutoff, drive=drive, noise='const', deterministic=True)['image'].float().cpu()
+        cond = torch.cat([c if fixed is None else fixed.to(c).expand(len(c), 25), drive[:, :max(0, want - 25)]], 1)
+        with torch.no_grad(): return G(z, c, cond, psi, cutoff, drive=drive, noise='const', deterministic=True)['image'].float().cpu()
     return render
 
 

@@ -16,7 +16,7 @@ import numpy as np, torch
 from PIL import Image
 from fastcore.basics import patch
 from ..base.core import BadInput, require, suggest, write_atomic
-from ..base.camera import check_label, mirror_label, yaw_pitch
+from ..base.camera import check_label, mirror_label, relabel, yaw_pitch
 
 # %% ../../nbs/3_gan/31_data.ipynb #bbad73ac
 IMAGE_TYPES = ('.png', '.jpg', '.jpeg', '.bmp', '.webp')
@@ -128,7 +128,7 @@ def to_size(im,            # square PIL image
 # %% ../../nbs/3_gan/31_data.ipynb #111aa16b
 def read_labels(source,             # ZipSource or FolderSource
                 names,              # image names that need one
-               ):                   # (labels float32 [n,25+k], {name: reason} of the entries without a good one, the whole json)
+               ):                   # (labels float32 [n,25+k], cameras with our axes; {name: reason} of the entries without a good one; the whole json)
     "The label of every image."
     require('dataset.json' in source.names, f'{source.path}: no dataset.json, so no camera labels')
     try: table = json.loads(source.read('dataset.json', MAX_JSON))
@@ -146,7 +146,9 @@ def read_labels(source,             # ZipSource or FolderSource
         if n not in rows: bad[n] = 'has no label in dataset.json'
         elif n not in bad: bad.update(_numbers(n, rows[n], labels[i]))
     bad.update(_cameras([n for n in names if n not in bad], labels[[n not in bad for n in names]]))
-    return torch.from_numpy(labels), {n: r for n, r in bad.items() if n in set(names)}, table
+    axes = (table.get('meta') or {}).get('camera', 'opencv')
+    try: return relabel(torch.from_numpy(labels), axes, 'opencv'), {n: r for n, r in bad.items() if n in set(names)}, table
+    except BadInput as e: raise BadInput(f'{source.path}: dataset.json: meta.camera: {e}') from None
 
 # %% ../../nbs/3_gan/31_data.ipynb #7f686ea5
 def _length(rows):

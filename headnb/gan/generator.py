@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import nn
 from fastcore.basics import patch
 from ..base.core import require
-from ..base.camera import check_label, rays
+from ..base.camera import check_label, orbit, rays
 from ..nets.ops import full_precision
 from ..nets.stylegan2 import Mapping, MappingCfg, Synthesis, SynthesisCfg, count_ws
 from ..nets.superres import SuperRes, SuperResCfg, superres_cfg
@@ -22,6 +22,7 @@ from ..field.render import RenderCfg, plane_limits, render
 @dataclass(frozen=True)
 class GeneratorCfg:
     "One component, one config; the defaults are the released ffhq512-128."
+    focal = 4.2647            # of its cameras, image widths: no field, a family that was trained on others says so
     mapping: MappingCfg = MappingCfg()
     planes: SynthesisCfg = SynthesisCfg()
     sampler: SamplerCfg = SamplerCfg()
@@ -45,6 +46,10 @@ class GeneratorCfg:
 
     @property
     def sets(self): return 1  # of planes, over the same axes; a family with several says how many
+    @property
+    def radius(self):         # where its cameras stand: at 2.7, unless that is not between the depth limits
+        near, far = self.render.near, self.render.far
+        return 2.7 if isinstance(near, str) or near < 2.7 < far else (near + far)/2
 
 # %% ../../nbs/3_gan/30_generator.ipynb #175a0e64
 def small_generator(side, raw,           # of the image and of the volume rendering, pixels
@@ -82,6 +87,7 @@ SMALL = {'tiny': small_pair(16, 16, 16, 8, 32, 512, 32, 12, 341),
 class Generator(nn.Module):
     "The skeleton, and EG3D as it stands; other papers replace single methods."
     Cfg = GeneratorCfg   # a family with a config of its own names it, so that a checkpoint finds its class
+    rig = None           # headnb.field.rig.Rig that drives it; a family that is not driven has none
 
     def __init__(self, cfg=GeneratorCfg()):
         super().__init__()
@@ -89,6 +95,10 @@ class Generator(nn.Module):
         self.mapping, self.planes = Mapping(cfg.mapping), Synthesis(cfg.planes)
         self.decoder, self.superres = Decoder(cfg.decoder), SuperRes(cfg.superres)
         self.sampler = PlaneSampler(cfg.sampler)
+
+    def orbit(self, yaw=0., pitch=0., **kw): # radians, numbers or [n]; pivot -> c [n,25]
+        "`camera.orbit` where the cameras of this generator stand: what a tool takes that has no cameras of its own."
+        return orbit(yaw, pitch, self.cfg.radius, focal=self.cfg.focal, **kw)
 
 # %% ../../nbs/3_gan/30_generator.ipynb #e934e46c
 @patch
@@ -162,6 +172,13 @@ def background(self: Generator, feat, mask, ws, noise='random', generator=None):
 def to_raw(self: Generator, feat, ws):
     "feature image [b,C,r,r] -> raw image [b,3,r,r]."
     return feat[:, :3]
+
+
+@patch
+def colour(self: Generator, feat, ws): # [1,m,C] of the field, [1,num_ws,w_dim] -> rgb [1,m,3] in -1..1
+    "What a pixel of the raw image shows of an opaque point: for meshes."
+    x = 2*feat - 1 if self.cfg.render.final_map == '2x-1' else feat
+    return self.to_raw(x.mT[..., None], ws)[..., 0].mT
 
 # %% ../../nbs/3_gan/30_generator.ipynb #4fedc7ad
 @patch

@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['FLAME', 'PAPER', 'CONFIGS', 'config', 'blend', 'TwoHeads', 'Kept', 'PartField', 'GenHeadGCfg', 'open_deformer',
-           'canonical_drive', 'GenHead', 'head_field', 'part_field', 'one_volume', 'two_maps', 'still', 'GenHeadStep',
-           'PartDensity', 'distortion', 'PartDistortion', 'PartOpacity', 'PartSmooth', 'GenTrainCfg', 'GenHeadCfg',
-           'build', 'terms', 'make_step', 'view_copies', 'arrange', 'small', 'training', 'take_over', 'released_cfg',
-           'attach']
+           'GenHead', 'head_field', 'part_field', 'one_volume', 'two_maps', 'still', 'GenHeadStep', 'PartDensity',
+           'distortion', 'PartDistortion', 'PartOpacity', 'PartSmooth', 'GenTrainCfg', 'GenHeadCfg', 'build', 'terms',
+           'make_step', 'view_copies', 'arrange', 'small', 'training', 'take_over', 'released_cfg', 'attach']
 
 # %% ../../nbs/4_papers/43_genhead.ipynb #5a96258f
 from dataclasses import dataclass, field, replace
@@ -15,7 +14,7 @@ from functools import cached_property, partial
 import math
 from fastcore.basics import patch
 import torch, torch.nn.functional as F
-from ..base.camera import convert, rays, yaw_pitch
+from ..base.camera import rays, relabel, yaw_pitch
 from ..base.core import repo_path, require, suggest
 from ..nets.ops import Linear, blur, full_precision, normalize_2nd_moment, resize
 from ..nets.stylegan2 import Mapping, MappingCfg, SynthesisCfg, count_ws
@@ -119,7 +118,7 @@ class GenHeadGCfg(GeneratorCfg):
     superres: SuperResCfg = superres_cfg('8XDC', styles='ones', half='float16')
     raw_size: int = 64
     rig: str = FLAME               # 'head': the head that is shipped; else a folder with the files of FLAME
-    frame: str = 'opengl'          # axes of the cameras in the labels
+    frame: str = 'opengl'          # axes of the labels that mapping and discriminator were trained on; our cameras are turned for them
     deform: DeformCfg | None = DeformCfg('released')
     parts: bool = True             # eyes and mouth have planes of their own
     blend: str = 'released'        # 'released': samples, by `blend`; 'paper': two renderings (IV)
@@ -143,6 +142,10 @@ class GenHeadGCfg(GeneratorCfg):
     @property
     def sets(self): return 2 if self.parts else 1
     @property
+    def focal(self): return GeneratorCfg.focal if self.frame == 'opencv' else .5/math.tan(math.radians(6))    # of the set that the paper's frame belongs to: 12 degrees,
+    @property
+    def radius(self): return super().radius if self.frame == 'opencv' else 4.2                                # from farther away
+    @property
     def side(self): return self.mesh_size or (self.superres.size*math.prod(self.superres.ups) if self.superres.widths else self.raw_size)
 
 # %% ../../nbs/4_papers/43_genhead.ipynb #960f16f0
@@ -158,11 +161,6 @@ def open_deformer(name, # 'head', or a folder with FLAME's model, masks and addi
     return Deformer(rig, Parts.from_flame(rig.data | dict(f=rig.faces)), cfg)
 
 
-def canonical_drive(rig, jaw=.3): # radians, where the rig does not say -> [1,drive_dim]
-    "The mean head, its mouth open."
-    return rig.join(jaw=torch.as_tensor(rig.data['jaw_open'] if 'jaw_open' in rig.data else [jaw, 0., 0.], dtype=torch.float32)[None].to(rig.v_template))
-
-
 class GenHead(Generator):
     "The skeleton with two tri-planes, a deformation between observation and canonical space, a shape condition and a background."
     Cfg = GenHeadGCfg
@@ -175,20 +173,23 @@ class GenHead(Generator):
         if cfg.background: self.backstyle, self.backdrop = Mapping(cfg.backstyle), Background(cfg.background)
         self.deformer = open_deformer(cfg.rig, cfg.deform) if cfg.deform and deformer is None else deformer
 
-    def pose(self, drive=None, n=1): # [b,drive_dim], a Posed, or None: the canonical head, n times -> Posed
+    @property
+    def rig(self): return self.deformer.rig if self.deformer else None
+
+    def pose(self, drive=None, n=1): # [b,drive_dim], a Posed, or None: the mean head at rest, its mouth closed, n times -> Posed
         "The head in a pose, with all that depends on the pose alone; several views share it."
         if self.cfg.deform is None: return None
         if isinstance(drive, Posed): return drive
         require(self.deformer, f'the rig is not there: cfg.rig is {self.cfg.rig!r}; it must be a folder with the files of FLAME that you are licensed to use')
-        if drive is None: drive = canonical_drive(self.deformer.rig, self.cfg.deform.jaw).expand(n, -1)
+        if drive is None: drive = self.rig.join().expand(n, -1)
         with full_precision(drive): return self.deformer.pose(drive.float())
 
 # %% ../../nbs/4_papers/43_genhead.ipynb #6afb2e3e
 @patch
-def condition(self: GenHead, c_cond): # [b,25], or [b,25 + k] -> [b,c_dim] what the mapping reads
+def condition(self: GenHead, c_cond): # [b,25], or [b,25 + k] -> [b,c_dim] what the mapping reads, with the axes of `frame`
     "Camera and shape; the shape of the mean head where none is given."
     n = self.cfg.mapping.c_dim
-    c_cond = F.pad(c_cond, (0, max(0, n - c_cond.shape[1])))[:, :n]
+    c_cond = relabel(F.pad(c_cond, (0, max(0, n - c_cond.shape[1])))[:, :n], 'opencv', self.cfg.frame)
     return c_cond if self.cfg.camera_cond else torch.cat([c_cond[:, :25]*0, c_cond[:, 25:]], 1)
 
 
@@ -212,17 +213,11 @@ def forward(self: GenHead, z, c, c_cond=None, *args, drive=None, **kw):
 
 # %% ../../nbs/4_papers/43_genhead.ipynb #a156e6d2
 @patch
-def view(self: GenHead, c): # [b,25] in the frame of the labels -> [b,25] as `rays` wants it
-    "The camera of a label."
-    return c if self.cfg.frame == 'opencv' else torch.cat([convert(c[:, :16].view(-1, 4, 4), self.cfg.frame, 'opencv').flatten(1), c[:, 16:]], 1)
-
-
-@patch
 @torch.no_grad()
 def masks(self: GenHead, posed, c, raw_size=None): # Posed, [b,25], side r -> eye, mouth [b,1,r,r] in 0..1
     "Where eyeballs and the inner mouth are seen: drawn at the side of the image, reduced to the rays; softer beyond `fuse_above`."
     r, cfg = raw_size or self.cfg.raw_size, self.cfg
-    eye, mouth = part_masks(posed, self.view(c), cfg.side)
+    eye, mouth = part_masks(posed, c, cfg.side)
     if r > cfg.fuse_above: eye, mouth = soft_masks(eye, mouth, resize(mouth, cfg.raw_size))
     return resize(eye, r), resize(mouth, r)
 
@@ -230,7 +225,7 @@ def masks(self: GenHead, posed, c, raw_size=None): # Posed, [b,25], side r -> ey
 @patch
 def corr(self: GenHead, drive, c, size=None): # [b,drive_dim] or Posed, [n,25] -> [n,3,s,s]
     "Every pixel of the face names its place on the canonical head."
-    return correspondence(self.pose(drive, len(c)), self.view(c), size or self.cfg.side)
+    return correspondence(self.pose(drive, len(c)), c, size or self.cfg.side)
 
 # %% ../../nbs/4_papers/43_genhead.ipynb #1df4e981
 def head_field(look, decoder, posed, keep=None): # look: points [b,n,3] -> f [b,n,c], `sampler.on(planes)`
@@ -252,7 +247,7 @@ def part_field(look, decoder, posed):
 
 
 @patch
-def field(self: GenHead, planes, drive=None, # [b,6,c,d,h,w]; [b,drive_dim], Posed, or None: canonical
+def field(self: GenHead, planes, drive=None, # [b,6,c,d,h,w]; [b,drive_dim], Posed, or None: at rest
           **kw):                             # of PartField
     "Planes and a pose -> the function (x, ray) -> (feat, sigma)."
     posed = self.pose(drive, len(planes))
@@ -276,10 +271,10 @@ def volume(self: GenHead, planes, c, raw_size=None, drive=None,
            **kw):       # of `render`
     "feat [b,C,r,r], depth [b,1,r,r], mask [b,1,r,r]."
     r, cfg, posed = raw_size or self.cfg.raw_size, self.cfg, self.pose(drive, len(c))
-    if not cfg.parts: return Generator.volume(self, planes, self.view(c), r, posed, **kw)
+    if not cfg.parts: return Generator.volume(self, planes, c, r, posed, **kw)
     ray = {k: x.flatten(2).mT for k, x in zip(('eye', 'mouth'), masks or self.masks(posed, c, r))}
     kw |= dict(span=plane_limits(c, cfg.render.box_warp)) if cfg.render.near == 'plane' else {}
-    with full_precision(c): out = (two_maps if cfg.blend == 'paper' else one_volume)(self, planes, posed, rays(self.view(c), r), ray, r, keep, kw)
+    with full_precision(c): out = (two_maps if cfg.blend == 'paper' else one_volume)(self, planes, posed, rays(c, r), ray, r, keep, kw)
     if keep is not None: keep.eye, keep.mouth, keep.mask = ray['eye'], ray['mouth'], out[2]
     return [x.transpose(1, 2).unflatten(2, (r, r)) for x in out]
 
@@ -312,6 +307,10 @@ def background(self: GenHead, feat, mask, ws, **kn):
 
 
 @patch
+def colour(self: GenHead, feat, ws): return 2*feat[..., :3] - 1 # features are in 0..1
+
+
+@patch
 def synthesize(self: GenHead, ws, c, *args, drive=None, ws_bcg=None,
                corr=None,  # draw the correspondence map? None: as configured
                **kw):
@@ -333,6 +332,9 @@ class GenHeadStep(Step):
     swap: str = 'released'               # what the mapping may see of another sample: 'released': camera and shape together; 'paper': each by itself
     shape_prob: float = .5               # paper: chance of a foreign shape
     shape_u: torch.Tensor | None = None  # [b] uniform numbers: swap where u < chance
+
+    def __post_init__(self): # D, too, was told labels with the axes of `frame`
+        if (frame := self.G.cfg.frame) != 'opencv': self.D = lambda batch, c, D=self.D: D(batch, relabel(c, 'opencv', frame))
 
     @cached_property
     def kept(self): return Kept()
@@ -464,8 +466,7 @@ def make_step(cfg: GenHeadCfg): # -> function with the arguments of Step
 def view_copies(labels, copies): # [n,25]; factors of |yaw| 0-15, 15-30, ... degrees -> [n]
     "Turned heads are rare: how often each picture counts."
     yaw = torch.rad2deg(yaw_pitch(labels)[0].abs())
-    step = torch.minimum(yaw, 180 - yaw)//15                        # of the camera's axis, whichever way a label has it
-    return torch.tensor(copies)[step.long().clamp(max=len(copies) - 1)]
+    return torch.tensor(copies)[(yaw//15).long().clamp(max=len(copies) - 1)]
 
 
 def arrange(cfg: GenHeadCfg, data): # HeadDataset -> the same
@@ -475,8 +476,6 @@ def arrange(cfg: GenHeadCfg, data): # HeadDataset -> the same
     require(not ('corr' in cfg.D.keys and not cfg.G.corr), 'D reads correspondence maps, and G draws none (corr: false)')
     have = None if getattr(data, 'drive', None) is None else data.drive.shape[1]
     require(have or not cfg.G.deform, f'{data.path}: labels have camera numbers only; GenHead needs shape, expression and pose behind them (data_recipes/anny_heads, or the fitting of 38b_fit)')
-    axes = getattr(data, 'meta', {}).get('camera', 'opencv')
-    require(axes == cfg.G.frame, f'{data.path}: its cameras have the axes {axes!r}, the configuration reads {cfg.G.frame!r}; `headnb.gan.codes.turned` turns labels')
     require(not (have and cfg.G.deform and cfg.G.rig == 'head') or have == load_head().drive_dim, f'{data.path}: {have} codes a picture; the shipped head has {load_head().drive_dim} (another rig? then G.rig names the folder of its files)')
     require(not getattr(data, 'mirror', False), 'mirror: codes are not mirrored; write the mirrored pictures and their codes into the set')
     if cfg.train.copies: data.weights = view_copies(data.labels, cfg.train.copies)
