@@ -186,7 +186,8 @@ def require_same(a,       # arrays of `read_flame`
                  scale=3., tol=1e-3,
                 ):        # {array: difference}
     "Refuse a FLAME that is not the one of a checkpoint."
-    theirs, out = {k: np.asarray(buffers[k]) for k in ('v_template', 'shapedirs', 'posedirs') if k in buffers}, {}
+    plain = lambda x: x.detach().cpu().numpy() if hasattr(x, 'detach') else np.asarray(x)
+    theirs, out = {k: plain(buffers[k]) for k in ('v_template', 'shapedirs', 'posedirs') if k in buffers}, {}
     require(theirs, f"the checkpoint holds no FLAME buffers (v_template, shapedirs, posedirs){suggest('v_template', buffers)}")
     for k, x in theirs.items():
         mine = scale*np.asarray(a[k], np.float32)

@@ -14,7 +14,7 @@ from torch import nn
 from fastcore.basics import patch
 from ..base.core import require, suggest, asset_path, BadInput
 from ..base.camera import make_label, split_label
-from .flame import read_flame
+from .flame import read_flame, require_same
 
 # %% ../../nbs/2_field/22_rig.ipynb #81d9b705
 def rotation(r,  # [..., 3] axis times angle, radians
@@ -180,10 +180,15 @@ def load_head(device='cpu'): # Rig with 80 identity directions, 52 ARKit express
     return Rig(_heads['arrays'], check=False).to(device)
 
 def open_rig(name='head', # 'head': the one that ships; else the path of a FLAME file, or of the folder with its files
-             device='cpu', **beside, # masks=, landmarks=, official= ... as `read_flame` takes them
+             device='cpu',
+             like=None,   # Rig that a released checkpoint carries: codes are for it, so another edition of FLAME is refused
+             **beside,    # masks=, landmarks=, official= ... as `read_flame` takes them
             ):            # Rig; FLAME as GenHead scales it (`rescaled`)
     "A rig by the name that a config gives it."
-    return load_head(device) if name == 'head' else Rig(read_flame(name, **beside)).rescaled().to(device)
+    if name == 'head': return load_head(device)
+    arrays = read_flame(name, **beside)
+    if like is not None: require_same(arrays, dict(v_template=like.v_template, shapedirs=torch.cat([like.shapedirs, like.expdirs], -1)) | ({'posedirs': like.posedirs.flatten(0, 1).T} if like.posedirs.numel() else {}))
+    return Rig(arrays).rescaled().to(device)
 
 # %% ../../nbs/2_field/22_rig.ipynb #d57007c3
 @patch
