@@ -1,22 +1,17 @@
 """The recipes of the rendered data sets: a few pictures of each."""
-import importlib.util, json, sys
 from dataclasses import replace
 import numpy as np, pytest, torch
-from headnb.base.core import BadInput, repo_path
+from headnb.base.core import repo_path
 from headnb.base.camera import yaw_pitch
 from headnb.gan.data import HeadDataset
+from processes import recipe
 
 HERE = repo_path('data_recipes', 'anny_heads')
 SPECS = sorted(p for p in HERE.glob('*.yaml') if '_' in p.stem)
 
 
 @pytest.fixture(scope='module')
-def make():
-    spec = importlib.util.spec_from_file_location('anny_heads_make', HERE/'make.py')
-    m = importlib.util.module_from_spec(spec)
-    sys.modules['anny_heads_make'] = m
-    spec.loader.exec_module(m)
-    return m
+def make(): return recipe('anny_heads')
 
 
 @pytest.mark.parametrize('path', SPECS, ids=lambda p: p.stem)

@@ -1,56 +1,39 @@
 """Sets of 4D heads: killed at any named place and resumed, with one worker or three, the bytes are the same; what does not fit is refused.
 
-As in test_kill.py, one helper process imports the library once and runs are forks of it; workers are processes of their own (spawned), killed by their own SIGKILL.
+Runs are forks of one helper process (processes.py); workers are processes of their own (spawned), killed by their own SIGKILL.
 """
-import importlib.util, json, os, signal, subprocess, sys
+import json, os, sys
 from pathlib import Path
 import pytest
+from processes import ROOT, apart, forked, killed, recipe
 
-ROOT = Path(__file__).resolve().parent.parent
 HERE = ROOT/'data_recipes'/'genhead_4d'
 KILLS = ['identity:dynamic-1', 'written:static-000000.tar', 'named:dynamic-000000.tar']
 WITH_THREE = 'identity:dynamic-2'
 
 
-def recipe():
-    spec = importlib.util.spec_from_file_location('genhead_4d_make', HERE/'make.py')
-    m = importlib.util.module_from_spec(spec)
-    sys.modules['genhead_4d_make'] = m
-    spec.loader.exec_module(m)
-    return m
-
-
-def fork(work, name, kill=None, *args):
+def fork(work, name, kill=None, *args, threads=1):
     "make.py in a forked process; -> its wait status."
-    pid = os.fork()
-    if pid: return os.waitpid(pid, 0)[1]
-    code = 1
-    try:
-        os.environ.pop('HEADNB_KILL_AT', None)
-        if kill: os.environ['HEADNB_KILL_AT'] = kill
-        code = recipe().main([str(HERE/'tiny.yaml'), str(work/name), '--no-measure', *args])
-    except Exception:
-        import traceback; traceback.print_exc()
-    finally: os._exit(code)
+    def job():
+        import torch
+        torch.set_num_threads(threads)
+        return recipe('genhead_4d').main([str(HERE/'tiny.yaml'), str(work/name), '--no-measure', *args])
+    return forked(job, kill)
 
 
 def worker(work):
     "All runs."
-    import headnb.gan.synthesis, headnb.papers.genhead, headnb.view, safetensors.torch, PIL.PngImagePlugin, tqdm.auto  # noqa: F401  once, before the forks
+    import headnb.gan.triples, headnb.papers.genhead, headnb.view, safetensors.torch, PIL.PngImagePlugin, tqdm.auto  # noqa: F401  once, before the forks
     report = {'whole': fork(work, 'whole')}
     for kill in KILLS: report[kill] = [fork(work, kill.replace(':', '-'), kill), sorted(p.name for p in (work/kill.replace(':', '-')).iterdir()), fork(work, kill.replace(':', '-'))]
     report['chain'] = [fork(work, 'chain', k) for k in (KILLS[0], KILLS[2], KILLS[1], None)]
     report['three'] = [fork(work, 'three', WITH_THREE, '--workers', '3'), sorted(p.name for p in (work/'three').iterdir()), fork(work, 'three', None, '--workers', '2')]
+    report['threads'] = fork(work, 'threads', threads=4)
     (work/'report.json').write_text(json.dumps(report))
 
 
 @pytest.fixture(scope='module')
-def runs(tmp_path_factory):
-    work = tmp_path_factory.mktemp('synthesis')
-    env = os.environ | {'HEADNB_QUIET': '1', 'OMP_NUM_THREADS': '1', 'MKL_NUM_THREADS': '1'}
-    done = subprocess.run([sys.executable, __file__, str(work)], env=env, cwd=ROOT, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return work, json.loads((work/'report.json').read_text()), done.stderr
+def runs(tmp_path_factory): return apart(__file__, tmp_path_factory.mktemp('synthesis'), timeout=900)
 
 
 def contents(folder): return {p.name: p.read_bytes() for p in folder.iterdir()}
@@ -68,7 +51,7 @@ def test_killed_and_resumed(runs, kill):
     "Nothing half written has a name; the second run ends with the bytes of one never killed, and without leftovers."
     work, report, stderr = runs
     first, left, second = report[kill]
-    assert os.WIFSIGNALED(first) and os.WTERMSIG(first) == signal.SIGKILL
+    assert killed(first)
     shards = [n for n in left if n.endswith('.tar')]
     assert shards == {KILLS[0]: [], KILLS[1]: ['dynamic-000000.tar', 'dynamic-000001.tar'], KILLS[2]: ['dynamic-000000.tar']}[kill] and 'index.json' not in left
     assert any(n.endswith('.tmp') for n in left) == (kill != KILLS[2])
@@ -78,8 +61,15 @@ def test_killed_and_resumed(runs, kill):
 
 def test_killed_three_times(runs):
     work, report, _ = runs
-    assert [os.WIFSIGNALED(s) for s in report['chain']] == [True]*3 + [False]
+    assert [killed(s) for s in report['chain']] == [True]*3 + [False]
     assert contents(work/'chain') == contents(work/'whole')
+
+
+def test_any_number_of_threads(runs):
+    "A process that has four threads makes a shard on one of them."
+    work, report, stderr = runs
+    assert report['threads'] == 0, stderr[-3000:]
+    assert contents(work/'threads') == contents(work/'whole')
 
 
 def test_three_workers_one_of_them_killed(runs):
@@ -95,7 +85,7 @@ def test_an_ordinary_reader_agrees(runs):
     "The shards are plain tar files: samples are members that share a name up to the first dot."
     import io, tarfile
     import numpy as np
-    from headnb.gan.synthesis import Heads4D
+    from headnb.gan.triples import Heads4D
     work, _, _ = runs
     heads, samples = Heads4D(work/'whole'), {}
     with tarfile.open(work/'whole'/'dynamic-000000.tar') as tar:
@@ -109,7 +99,7 @@ def test_an_ordinary_reader_agrees(runs):
 
 
 @pytest.fixture(scope='module')
-def make(): return recipe()
+def make(): return recipe('genhead_4d')
 
 
 @pytest.mark.parametrize('path', sorted(HERE.glob('*.yaml')), ids=lambda p: p.stem)
@@ -148,13 +138,13 @@ def test_truncated_shard(runs, make, capsys):
     "A shard that lost its end is named by the reader, and made anew by the recipe: nothing else is."
     import shutil
     from headnb.base.core import BadInput
-    from headnb.gan.synthesis import Heads4D, Triples
+    from headnb.gan.triples import Heads4D, Triples
     work, _, _ = runs
     place = work/'cut'
     shutil.copytree(work/'whole', place)
     shard = place/'static-000000.tar'
     shard.write_bytes(shard.read_bytes()[:-5000])
-    triples = Triples(Heads4D(place), 1)
+    triples = Triples(Heads4D(place), 1, static=None)
     triples.load([0, 1])                                                       # other shards are sound
     with pytest.raises(BadInput, match='static-000000.tar: .*only this shard is made anew'): triples.load([len(triples) - 1])
     before = (place/'dynamic-000000.tar').stat().st_mtime_ns
@@ -176,8 +166,9 @@ def test_training_loop_reads_them(runs, make, tmp_path):
     "A finished set is real data for the loop of notebook 37; shards and online synthesis are two sources of one run, with the same keys."
     from dataclasses import replace
     from headnb.gan.data import InTurn
-    from headnb.gan.synthesis import Heads4D, Online, Triples, made_codes
+    from headnb.gan.synthesis import made_codes
     from headnb.gan.train import Run, draw
+    from headnb.gan.triples import Heads4D, Online, Triples
     from headnb.papers import genhead
     work, _, _ = runs
     cfg = genhead.CONFIGS['tiny']
@@ -186,7 +177,7 @@ def test_training_loop_reads_them(runs, make, tmp_path):
     run = Run(G, D, heads, replace(cfg.train, batch=4), tmp_path, genhead.terms(cfg), make_step=genhead.make_step(cfg))
     real = next(run.batches[''])
     assert run.make_step and {'image', 'mask', 'drive', 'c'} <= set(real) and draw(run, real, 'D').fake['image'].shape == (4, 3, 16, 16)
-    sources = InTurn(shards=Triples(heads, 2), online=Online(G.eval(), made_codes(G.deformer.rig), replace(make.read_spec(HERE/'tiny.yaml').cfg, cutoff=None), count=100))
+    sources = InTurn(shards=Triples(heads, 2, deformer=G.deformer), online=Online(G.eval(), made_codes(G.deformer.rig), replace(make.read_spec(HERE/'tiny.yaml').cfg, cutoff=None), count=100))
     run = Run(G, D, sources, replace(cfg.train, batch=4), tmp_path, genhead.terms(cfg), make_step=genhead.make_step(cfg))
     a, b = (next(run.batches[k]) for k in ('shards', 'online'))
     assert {k: (v.shape, v.dtype) for k, v in a.items()} == {k: (v.shape, v.dtype) for k, v in b.items()}

@@ -2,7 +2,7 @@
 """Make a set of 4D heads with a trained GenHead:  python data_recipes/genhead_4d/make.py SPEC.yaml OUT [--workers 4] [--part 0/16] [--device cuda] [--plan] [--zip OUT.zip] [-p dynamic=100]
 
 OUT becomes a folder of shards (tar, WebDataset), `index.json` and `labels.npy`. First one shard of each kind is made and timed, and the plan for the whole set is printed and drawn (OUT/plan.png); --plan ends there. A run that was stopped or killed goes on with the same command;
-any number of workers, and any cutting of the work into --part jobs, gives the same bytes. `headnb.gan.synthesis` (notebook 31c) has everything but the command line.
+any number of workers, and any cutting of the work into --part jobs, gives the same bytes. `headnb.gan.synthesis` (notebook 31c) has everything but the command line, `headnb.gan.triples` (31d) reads what was made.
 """
 import argparse, json, sys
 from dataclasses import dataclass, field, fields, replace
@@ -12,7 +12,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch, yaml
 from headnb.base.core import BadInput, from_dict, repo_path, require, suggest, to_dict, write_atomic
 from headnb.gan.checkpoint import fingerprint, save
-from headnb.gan.synthesis import RANGES, Cost, FourDCfg, Heads4D, Ranges, Work, make_set, measure, open_codes, plan, plan_picture, plan_text, to_dataset
+from headnb.gan.synthesis import RANGES, Cost, FourDCfg, Ranges, Work, make_set, measure, open_codes, plan, plan_picture, plan_text
+from headnb.gan.triples import Heads4D, to_dataset
 from headnb.view import open_any
 
 

@@ -1,0 +1,42 @@
+"""What tests of recipes and of killed runs share: a recipe as a module, runs that are forks of one helper process, and that process.
+
+The helper imports the library once; every run is a fork of it (no tensor is computed before the fork), so each kill is a real kill of a real process, and ten of them take seconds. `HEADNB_KILL_AT` places the kill.
+"""
+import importlib.util, json, os, signal, subprocess, sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def recipe(name): # folder in data_recipes -> its make.py as a module
+    place = ROOT/'data_recipes'/name/'make.py'
+    spec = importlib.util.spec_from_file_location(f'{name}_make', place)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module               # worker processes find it by this name
+    spec.loader.exec_module(module)
+    return module
+
+
+def forked(job, kill=None): # function without arguments -> its exit code, None for 0; where to die -> wait status
+    "Run in a fork."
+    pid = os.fork()
+    if pid: return os.waitpid(pid, 0)[1]
+    code = 1
+    try:
+        os.environ.pop('HEADNB_KILL_AT', None)
+        if kill: os.environ['HEADNB_KILL_AT'] = kill
+        code = job() or 0
+    except Exception:
+        import traceback; traceback.print_exc()
+    finally: os._exit(code)
+
+
+def killed(status): return os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+
+
+def apart(file, work, timeout=300): # a test file whose `__main__` writes work/report.json -> work, report, stderr
+    "The runs of a test file in a process of their own, on one thread: sums are the same bit for bit only where their parts are added in one order."
+    env = os.environ | {'HEADNB_QUIET': '1', 'OMP_NUM_THREADS': '1', 'MKL_NUM_THREADS': '1'}
+    done = subprocess.run([sys.executable, file, str(work)], env=env, cwd=ROOT, capture_output=True, text=True, timeout=timeout)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return work, json.loads((work/'report.json').read_text()), done.stderr
