@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['INITS', 'to_tokens', 'to_map', 'PatchEmbed', 'Attention', 'DepthConv', 'MixFFN', 'per_sample', 'CrossBlock',
-           'SelfBlock', 'init_weights', 'ReenactCfg', 'mapping', 'Reenactor', 'PlaneDecoderCfg', 'PlaneDecoder']
+           'SelfBlock', 'init_weights', 'PhiCfg', 'mapping', 'Phi', 'PlaneDecoderCfg', 'PlaneDecoder']
 
 # %% ../../nbs/1_nets/16_vit.ipynb #15697ea0
 from dataclasses import dataclass
@@ -133,7 +133,7 @@ def init_weights(net,               # of this notebook
 
 # %% ../../nbs/1_nets/16_vit.ipynb #398ae7f2
 @dataclass(frozen=True)
-class ReenactCfg:
+class PhiCfg:
     "De-expression and reenactment. Defaults: released."
     in_dim: int = 256            # channels of the coarse map
     dim: int = 1024              # numbers of a token; a multiple of 4 and of the heads
@@ -160,15 +160,15 @@ class ReenactCfg:
     def grow(self): return 2*math.prod(self.ups)/self.patch      # side of F_c over that of the coarse map
 
 
-def mapping(cfg): # ReenactCfg -> nn.Sequential
+def mapping(cfg): # PhiCfg -> nn.Sequential
     "Motion vector to hidden numbers."
     dims = [cfg.motion] + [cfg.hidden]*cfg.layers
     return nn.Sequential(*[m for a, b in zip(dims, dims[1:]) for m in (nn.Linear(a, b), nn.LeakyReLU(.01))])
 
 # %% ../../nbs/1_nets/16_vit.ipynb #d132dc84
-class Reenactor(nn.Module):
+class Phi(nn.Module):
     "Phi: what the face looks like without its expression, and with another."
-    def __init__(self, cfg=ReenactCfg()):
+    def __init__(self, cfg=PhiCfg()):
         super().__init__()
         self.cfg, n = cfg, cfg.side**2*cfg.dim
         self.maps, self.maps_neutral = mapping(cfg), mapping(cfg)
@@ -183,7 +183,7 @@ class Reenactor(nn.Module):
 
 
 @patch
-def check_motion(self: Reenactor, v, what, b=None): # [b,motion]; name for messages; how many there must be -> v
+def check_motion(self: Phi, v, what, b=None): # [b,motion]; name for messages; how many there must be -> v
     "Refuse the vectors of another encoder."
     n = self.cfg.motion
     require(torch.is_tensor(v) and v.ndim == 2, f'{what} is {list(v.shape) if torch.is_tensor(v) else type(v).__name__}; expected motion vectors [b,{n}]')
@@ -193,7 +193,7 @@ def check_motion(self: Reenactor, v, what, b=None): # [b,motion]; name for messa
 
 # %% ../../nbs/1_nets/16_vit.ipynb #8387be3c
 @patch
-def calm(self: Reenactor,
+def calm(self: Phi,
          feat,      # F_g [b,in_dim,h,w]
          v,         # motion of the source [b,motion]
          scale=1.,  # motion scale: number, [b] or [b,1,1]
@@ -207,7 +207,7 @@ def calm(self: Reenactor,
 
 
 @patch
-def move(self: Reenactor,
+def move(self: Phi,
          x,         # tokens of `calm` [b,n,dim]
          v,         # motion of the driver [b,motion]
          scale=1.,  # as for `calm`
@@ -221,7 +221,7 @@ def move(self: Reenactor,
 
 
 @patch
-def forward(self: Reenactor, feat, v_drive, v_source, scale=1.): # -> F_lr, F_c
+def forward(self: Phi, feat, v_drive, v_source, scale=1.): # -> F_lr, F_c
     "Both halves."
     return self.move(self.calm(feat, v_source, scale), v_drive, scale)
 
