@@ -8,7 +8,7 @@ __all__ = ['VIEWS', 'open_any', 'slerp', 'latent', 'along', 'w_directions', 'Sty
            'Shot', 'Scene', 'SceneViewer', 'viewer', 'camera_label', 'framed', 'Page', 'free_port', 'serve', 'main']
 
 # %% ../nbs/6_tools/62_view.ipynb #cca3d7d0
-import argparse, contextlib, functools, math, socket, sys, threading, time
+import argparse, contextlib, copy, functools, math, socket, sys, threading, time
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -21,7 +21,7 @@ from fastcore.basics import patch
 from .base.core import BadInput, require, suggest
 from .base.camera import intrinsics, make_label, orbit, rays, split_label
 from .base.show import Latest, OrbitViewer, Overtaken, Slider, SLIDERS, image_grid, planes_rgb, to_uint8, views
-from .field.render import render
+from .field.render import plane_limits, render
 from .gan.checkpoint import open_generator
 from .gan.generator import GeneratorCfg
 from .open import open_official
@@ -82,8 +82,9 @@ class Style:
 class Identity:
     "Planes, and all that can be made of them without a camera; made once."
     def __init__(self, G, ws): # generator, [1,num_ws,w_dim]
-        self.G, self.ws, self.planes = G, ws, G.make_planes(ws, noise='const')
-        self.field, self.kept = G.field(self.planes), {}
+        self.G, self.ws, self.posed, self.kept = G, ws, G.pose(), {}          # a driven head is at rest here: sliders for what it does are in 62b
+        self.planes = G.make_planes(ws, self.posed, noise='const')
+        self.field = G.field(self.planes, self.posed)
         make = getattr(self.field, 'stages', lambda: None)()
         if make:
             once = functools.cache(make)                       # the renderer's lookup table
@@ -224,8 +225,9 @@ class Shot(Mapping):
 # %% ../nbs/6_tools/62_view.ipynb #cb1dfbc1
 def _painted(shot): # -> feat with its background, raw
     feat, _, mask = shot.volume(shot.effort(False))
-    feat = feat + (1 - mask)*shot.who.behind(feat.shape[-1])
-    return feat, shot.scene.G.to_raw(feat, shot.who.ws)
+    G, who = shot.scene.G, shot.who
+    feat = feat + (1 - mask)*who.behind(feat.shape[-1]) if G.rig is None else G.background(feat, mask, who.ws, noise='const')
+    return feat, G.to_raw(feat, who.ws)
 
 
 def _image(shot):
@@ -264,17 +266,15 @@ VIEWS = {'image': _image,                                                    # n
 class Scene:
     "A generator to look at: `scene(c, seed=3, psi=.7)` and, in less time, `scene.quick(...)` are Shots."
     def __init__(self, G,          # a generator of the skeleton
-                 name='', radius=None, focal=4.2647, # title; where its cameras stand (None: guessed from the depth limits); image widths
+                 name='', radius=None, focal=None, # title; where its cameras stand, and how far they zoom in image widths (None: as the generator says)
                  n_directions=5, budget=.1): # sliders of W; seconds that a moving frame may take
-        cfg, self.G, self.name, self.focal = G.cfg, G, name, focal
-        r = cfg.render
-        self.radius = radius or (2.7 if r.near == 'auto' or r.near < 2.7 < r.far else (r.near + r.far)/2)
+        cfg, self.G, self.name, self.radius, self.focal = G.cfg, G, name, radius or G.cfg.radius, focal or G.cfg.focal
         self.rungs, self.pace, self.lock = ladder(cfg), Pace(budget), threading.RLock()
         top = self.rungs[-1]
         self.fine = Effort(max(128, top.side), top.samples*(2 if top.side < 64 else 1), top.importance, False)
         self.box, self.texel = cfg.sampler.box_warp, cfg.sampler.box_warp/cfg.planes.resolution
         p = next(G.parameters())
-        self.device, self.front = p.device, orbit(0., 0., self.radius, focal=focal).to(p.device)
+        self.device, self.front = p.device, orbit(0., 0., self.radius, focal=self.focal).to(p.device)
         self.who, self.last = OrderedDict(), None
         w_of = lambda z: torch.cat([self.map(x, 1.)[:, 0] for x in z.split(512)])
         with torch.no_grad(): self.v, self.sd, self.share = w_directions(w_of, cfg.mapping.z_dim, n_directions)
@@ -319,10 +319,10 @@ def style(self: Scene, seed=0, psi=.7, walk=0., mix_seed=1, mix_from=None, **mov
 @patch
 def codes(self: Scene, s: Style): # -> ws [1,num_ws,w_dim]
     "Latent, walk, truncation, mixing, directions: in this order."
-    dim = self.G.cfg.mapping.z_dim
+    dim, n = self.G.cfg.mapping.z_dim, self.G.cfg.mapping.num_ws
     ws = self.map(along(s.seed, s.walk, dim), s.psi)
-    if s.mix_from < self.G.cfg.mapping.num_ws: ws = torch.cat([ws[:, :s.mix_from], self.map(latent(s.mix_seed, dim), s.psi)[:, s.mix_from:]], 1)
-    if s.moves: ws = ws + ((torch.tensor(s.moves)*self.sd)@self.v).to(ws)
+    if s.mix_from < n: ws = torch.cat([ws[:, :s.mix_from], self.map(latent(s.mix_seed, dim), s.psi)[:, s.mix_from:]], 1)
+    if s.moves: ws = ws + F.pad(((torch.tensor(s.moves)*self.sd)@self.v).to(ws).expand(n, -1), (0, 0, 0, ws.shape[1] - n))   # a background with codes of its own stays
     return ws
 
 @patch
@@ -335,17 +335,29 @@ def identity(self: Scene, s: Style): # -> Identity
 
 # %% ../nbs/6_tools/62_view.ipynb #33ae26de
 @patch
+def whole(self: Scene, who, c, cfg, r): # Identity, [1,25], RenderCfg, pixels of a side
+    "The volume of a driven head, whose rays know masks of the parts: the generator's own, in one piece."
+    G, t = copy.copy(self.G), time.perf_counter()
+    G.cfg = replace(G.cfg, render=cfg)
+    out = G.volume(who.planes, c, r, who.posed, deterministic=True)
+    self.pace.took('sample', time.perf_counter() - t, r*r*(cfg.samples + cfg.importance))
+    return out
+
+
+@patch
 def volume(self: Scene, who, c, effort, newer=None): # Identity, [1,25], Effort, callable -> feat, depth, mask
     "Volume rendering in bands of rows, each of about a tenth of a second."
     cfg, r = replace(self.G.cfg.render, samples=effort.samples, importance=effort.importance), effort.side
     away = split_label(c)[0][0, :3, 3].norm().item() - self.radius
-    if cfg.near != 'auto' and abs(away) > 1e-3: cfg = replace(cfg, near=max(cfg.near + away, .05), far=max(cfg.far + away, .1))
+    if not isinstance(cfg.near, str) and abs(away) > 1e-3: cfg = replace(cfg, near=max(cfg.near + away, .05), far=max(cfg.far + away, .1))
+    if self.G.rig is not None: return self.whole(who, c, cfg, r)
+    span = plane_limits(c, cfg.box_warp) if cfg.near == 'plane' else None
     (o, d), parts, work = rays(c, r), [], r*(effort.samples + effort.importance)
     rows = r if newer is None else max(1, int(.1/(self.pace.price.get('sample', 1e-6)*work)))
     for i in range(0, r, rows):
         if i and newer(): raise Overtaken
         t, band = time.perf_counter(), slice(i*r, (i + rows)*r)
-        parts.append(render(who.field, o[:, band], d[:, band], cfg, deterministic=True))
+        parts.append(render(who.field, o[:, band], d[:, band], cfg, deterministic=True, span=span))
         self.pace.took('sample', time.perf_counter() - t, work*min(rows, r - i))
     return [torch.cat(x, 1).transpose(1, 2).unflatten(2, (r, r)) for x in zip(*parts)]
 
@@ -489,11 +501,11 @@ def main(args=None):
     p.add_argument('--port', type=int, default=8080, help='0: any that is free')
     p.add_argument('--stubs', nargs='*', default=(), metavar='PACKAGE', help='for a .pkl: take unknown classes of these packages as inert records')
     p.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
-    for name, text in (('--radius', 'distance of the cameras; default: guessed'), ('--focal', 'focal length in image widths; default: 4.2647')): p.add_argument(name, type=float, help=text)
+    for name, text in (('--radius', 'distance of the cameras; default: that of the model'), ('--focal', 'focal length in image widths; default: that of the model')): p.add_argument(name, type=float, help=text)
     a = p.parse_args(args)
     try:
         free_port(a.port)
-        scene = Scene(open_any(a.checkpoint, a.stubs).to(a.device), Path(a.checkpoint).stem, a.radius, a.focal or 4.2647)
+        scene = Scene(open_any(a.checkpoint, a.stubs).to(a.device), Path(a.checkpoint).stem, a.radius, a.focal)
         server = serve(scene, a.port)
     except (BadInput, OSError) as e: print(e, file=sys.stderr); return 2
     print(f'{scene.name}: http://127.0.0.1:{server.get_port()} (Ctrl-C ends it)', flush=True)

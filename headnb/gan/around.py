@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..base.camera import check_label, make_label, orbit, project, split_label, yaw_pitch
+from ..base.camera import check_label, make_label, project, split_label, yaw_pitch
 from ..base.core import require
 from ..nets.ops import resize
 from .judges import FeatureNet, pair_auc
@@ -100,7 +100,7 @@ def samples(G, ds, which='all',  # generator; labelled data set; one of SIDES
     own, device = side(ds, which).labels[:, :25], next(G.parameters()).device
     def whole(z, c): return G(z, c)['image']
     def behind(z, c, cond): return G.synthesize(G.map(z, cond), c)['image']
-    how = (behind, orbit(0.), own) if which == 'back' else (whole, own, 'dataset')
+    how = (behind, G.orbit(), own) if which == 'back' else (whole, own, 'dataset')
     sample, labels, cameras = how
     return fake_features(sample, labels, net, n, G.cfg.mapping.z_dim, cameras, seed, batch, device, keep, f'{name}, {which}')
 
@@ -190,7 +190,7 @@ def true_cameras(ds):  # a HeadDataset -> [n,25]
 def swap(G, z, other, c, psi=.7):  # latents of heads and of backgrounds [b,z_dim] twice, cameras [b,25] -> images own and swapped [b,3,h,w], opacity [b,1,r,r]
     "The same heads before their own background and before another's."
     require(getattr(G.cfg, 'background', None) is not None, f'a {type(G).__name__} without a background network has no backgrounds to swap')
-    front = orbit(0.).to(z).expand(len(z), 25)
+    front = G.orbit().to(z).expand(len(z), 25)
     ws, bcg = G.map(z, front, psi), G.map(other, front, psi)
     planes = G.make_planes(ws, noise='const')
     own, new = [G.synthesize(ws, c, planes=planes, ws_bcg=w, noise='const', deterministic=True) for w in (ws, bcg)]
@@ -285,7 +285,7 @@ def merged(parts) -> dict:  # dicts name -> Result of batches, by the same rules
 def nearest_start(G, target, mask, c, n=128, seed=0, batch=16):  # as `find_heads` -> mean and spread of w [1,1,w_dim] twice, start [b,1,w_dim]
     "Of n random samples the one whose picture is nearest to each target."
     z = torch.randn(n, G.cfg.mapping.z_dim, generator=torch.Generator().manual_seed(seed)).to(target)
-    w = G.map(z, orbit(0.).to(z).expand(n, 25))
+    w = G.map(z, G.orbit().to(z).expand(n, 25))
     best, start = torch.full((len(target),), math.inf).to(target), w[:1].repeat(len(target), 1, 1)
     for ws in w.split(batch):
         x = G.synthesize(ws, c.expand(len(ws), 25), noise='const', deterministic=True)['image']
@@ -321,7 +321,7 @@ def find_heads(G, target, mask,   # generator; pictures [b,3,h,w] of its size; [
 def gauge(G, n=256, seed=0, c=None):  # latents; [1,25] label, None: the front -> [4,4] rigid motion of the world
     "How the generator moves a camera, on average."
     z = torch.randn(n, G.cfg.mapping.z_dim, generator=torch.Generator().manual_seed(seed)).to(next(G.parameters()).device)
-    c = (orbit(0.) if c is None else c).to(z).expand(n, 25)
+    c = (G.orbit() if c is None else c).to(z).expand(n, 25)
     M = (split_label(G.camera(z, c))[0] @ torch.linalg.inv(split_label(c)[0])).mean(0)
     u, _, v = torch.linalg.svd(M[:3, :3])
     return torch.cat([torch.cat([u@v, M[:3, 3:]], 1), M[3:]])

@@ -148,7 +148,7 @@ def splats(s,             # Subject
            c=None,        # [k,25] cameras whose pictures give the colours; None: 16 all around
            n=20_000, **kw): # about how many; kw: of `splat_table`; -> structured array
     "A head as Gaussians, ready for `save_ply`."
-    c = spread(16) if c is None else check_label(c)
+    c = spread(16, radius=s.radius, focal=s.focal) if c is None else check_label(c)
     mesh = head_mesh(s, c) if mesh is None else mesh
     x, normal, h = surface_points(mesh, n)
     return splat_table(x, normal, surface_colour(s, mesh, x, normal, c), h, **kw)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FLAME', 'HEAD', 'MOST', 'FIELDS', 'MAGIC', 'HEAD_BYTES', 'NOTHING', 'BRANCH', 'LEAF', 'OVERFLOW', 'META', 'BIG',
-           'Layout', 'parts_of', 'turned', 'drive_of', 'label_of', 'check_rows', 'read_arrays', 'write_arrays',
+           'Layout', 'parts_of', 'turned', 'still', 'drive_of', 'label_of', 'check_rows', 'read_arrays', 'write_arrays',
            'read_datum', 'write_datum', 'Lmdb', 'write_lmdb', 'CodedHeads', 'encoded', 'write_coded', 'short',
            'coded_items', 'layout_meta', 'lmdb_to_dataset']
 
@@ -51,14 +51,18 @@ def turned(c, layout=FLAME,  # [n,25] as the files have them
     return make_label(convert(pose, *(('opencv', layout.camera) if back else (layout.camera, 'opencv'))), K)
 
 
+def still(drive): # [...,k] -> the same with the neck at rest: labels hold all rotation of the head in the camera
+    "The neck's three angles stand twelve from the end."
+    return torch.cat([drive[..., :-12], torch.zeros_like(drive[..., -12:-9]), drive[..., -9:]], -1)
+
+
 def drive_of(labels, layout=FLAME,  # [n,size]
-             neck=False,            # keep the neck's rotation; False: zero, because the camera has it already
+             neck=False,            # keep the neck's rotation; False: `still`
             ):                      # drive [n, size - 25]
     "What moves the rig."
-    drive = torch.as_tensor(labels)[..., 25:].clone()
+    drive = torch.as_tensor(labels)[..., 25:]
     require(drive.shape[-1] == layout.size - 25, f'labels have {drive.shape[-1] + 25} numbers; this layout has {layout.size}')
-    if not neck: drive[..., layout.shape + layout.expression:][..., :3] = 0
-    return drive
+    return drive if neck else still(drive)
 
 
 def label_of(c, drive, layout=FLAME):  # our cameras [n,25], drive [n, size - 25] -> labels [n,size]

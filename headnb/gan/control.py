@@ -24,7 +24,7 @@ from ..field.heads import codes, render_heads, sample_head
 from ..field.raster import rasterise
 from ..field.rig import load_head
 from .judges import Judges, angles, axis_rotation, camera_to_head, load_judges, view_direction
-from .metrics import data_name, default_judge, fake_features, fid, judge_name, normalised_fid, real_features
+from .metrics import default_judge, fake_features, fid, judge_name, label_rows, normalised_fid, real_features
 from .truth import averaged
 
 # %% ../../nbs/3_gan/34f_control.ipynb #802fd6ee
@@ -493,12 +493,12 @@ LIPS = dict(lower='mouthLowerDown', funnel='mouthFunnel', stretch='mouthStretch'
 def lip_rows(rig, rows, way=None,   # Rig, Rows, a key of LIPS; None: only the upper lip is up
              jaw=.1,                # radians, the same in all
              zoom=5.) -> Rows:      # of the camera, towards the mouth
-    "The people of some rows, seen from the front, with their teeth showing."
+    "The people of some rows, seen from the front at the distance of their cameras, with their teeth showing."
     require(way is None or way in LIPS, f'no way {way!r} for the lips{suggest(str(way), LIPS)}')
     both = lambda name, x: {n: x for n in rig.expression_names if n.startswith(name) and n[len(name):] in ('', 'Left', 'Right')}
     e = rig.expression_code(**both('mouthUpperUp', 1.) | (both(LIPS[way], .7) if way else {})).expand(len(rows), -1)
     drive = lambda e: rig.join(rows.drive[:, :rig.n_shape], e, jaw=torch.tensor([[jaw, 0., 0.]]))
-    c = orbit(0.).repeat(len(rows), 1)
+    c = orbit(0., 0., rows.c[:, [3, 7, 11]].norm(dim=1), focal=rows.c[:, 16])
     c[:, [18, 21]] -= project(rig.landmarks(vertices(rig, drive(None)))[:, 48:68], c)[0].mean(1)     # where the closed mouth is
     c[:, [16, 18, 20, 21]] *= zoom
     c[:, [18, 21]] += .5
@@ -538,14 +538,15 @@ def teeth_results(got, true=None, data='samples') -> dict:   # of `teeth_change`
 
 # %% ../../nbs/3_gan/34f_control.ipynb #c8e99a15
 def driven(G, front=True,          # Generator; condition: the frontal camera; False: the row's own; or a camera [1,25]
-           psi=1., cutoff=None):   # truncation; -> render(z, c, drive) -> images
+           psi=1., cutoff=None,    # truncation
+           key='image'):           # of what the generator gives; -> render(z, c, drive) -> images
     "A trained model as a render callable."
     device, want = next(G.parameters()).device, G.cfg.mapping.c_dim
     fixed = G.orbit() if front is True else None if front is False else front
     def render(z, c, drive):
         z, c, drive = z.to(device), c.to(device), drive.to(device)
         cond = torch.cat([c if fixed is None else fixed.to(c).expand(len(c), 25), drive[:, :max(0, want - 25)]], 1)
-        with torch.no_grad(): return G(z, c, cond, psi, cutoff, drive=drive, noise='const', deterministic=True)['image'].float().cpu()
+        with torch.no_grad(): return G(z, c, cond, psi, cutoff, drive=drive, noise='const', deterministic=True)[key].float().cpu()
     return render
 
 
@@ -554,8 +555,7 @@ def drive_fid(render, ds,          # render callable (its pictures on the judge'
               true=None,           # true renderer; None: no floor
               seed=0, batch=16, bootstrap=20, device='cpu', name='samples') -> dict:  # name -> Result
     "FID of driven heads, with its floor, and over that of the mean picture."
-    require(getattr(ds, 'drive', None) is not None, f'{data_name(ds)}: labels without codes; FID of driven heads needs 25 camera numbers and a drive')
-    net, labels = net or default_judge(device), torch.cat([ds.labels, ds.drive], 1)
+    net, labels = net or default_judge(device), label_rows(ds)
     real = real_features(ds, net, n, seed, device=device)
     def one(draw, who): return fid(real, fake_features(lambda z, row: draw(z.cpu(), row[:, :25].cpu(), row[:, 25:].cpu()).to(device), labels, net, n, z_dim, seed=seed, batch=batch, device=device, name=who), bootstrap=bootstrap)
     out = {'FID': one(render, name)}

@@ -83,7 +83,7 @@ def exchange_faces(G, ws1, ws2, # styles [m,num_ws,w_dim] of ID 1 and of ID 2
                    c=None,      # [1,25]; None: from the front
                    batch=16):   # -> (pictures [m,p+2,3,h,w], their titles)
     "Figure 2: ID 1, ID 1 with each plane of ID 2, ID 2."
-    a, b, c = make_planes(G, ws1, batch), make_planes(G, ws2, batch), orbit(0.) if c is None else c
+    a, b, c = make_planes(G, ws1, batch), make_planes(G, ws2, batch), G.orbit() if c is None else c
     rows = {'ID 1': (), **{k: v for k, v in exchange_rows(G.cfg.sampler.axes).items() if k not in ('none', 'all')}}
     made = [draw(G, exchange(a, b, v), ws1, c, batch)['image'] for v in rows.values()] + [draw(G, b, ws2, c, batch)['image']]
     return torch.stack(made, 1), [*rows, 'ID 2']
@@ -193,7 +193,7 @@ def observe(G, identity, planes, ws, c): # -> (identity codes [b,e], surfaces [b
 def make_heads(G, identity, n, # generator; images -> codes; how many
                seed=0, psi=1., batch=16, c=None): # -> Heads
     "n heads of a generator, from the front; the mapping sees the same camera."
-    c, device = orbit(0.) if c is None else c, next(G.parameters()).device
+    c, device = G.orbit() if c is None else c, next(G.parameters()).device
     z = torch.randn(n, G.cfg.mapping.z_dim, generator=torch.Generator().manual_seed(seed)).to(device)
     ws = G.map(z, c.to(device).expand(n, -1), psi)
     planes = make_planes(G, ws, batch)
@@ -238,7 +238,7 @@ def exchange_results(G, judges,     # generator; Judges, or anything with `ident
                      name='samples',# what results call the generator
                     ):              # {row: {column: Result}}
     "Table 1 of Head3D, with geometry and with each plane taken away; columns 'ID 1', 'ID 2' (likeness), 'shape of ID 1', 'depth to ID 1', ..."
-    c, (i, j), axes = orbit(0.) if c is None else c, pairs(n, partners), G.cfg.sampler.axes
+    c, (i, j), axes = G.orbit() if c is None else c, pairs(n, partners), G.cfg.sampler.axes
     heads = make_heads(G, judges.identity, n, seed, psi, batch, c)
     common, rows = dict(data=f'{name}, {n} people, {len(i)} pairs', seed=seed), {}
     for r, which in progress(exchange_rows(axes).items(), desc='exchange'):
@@ -251,11 +251,11 @@ def exchange_results(G, judges,     # generator; Judges, or anything with `ident
 def identity_check(G, judges,   # generator, Judges
                    n=64, seed=1, psi=1., batch=16, turn=.35): # latents; the cameras stand at -turn, 0, turn -> dict(auc, interpretable, n)
     "Does the judge tell this generator's people apart?"
-    front, device = orbit(0.), next(G.parameters()).device
+    front, device = G.orbit(), next(G.parameters()).device
     def sample(z, c):
         z = z.to(device)
         return draw(G, G.make_planes(ws := G.map(z, front.to(device).expand(len(z), -1), psi), noise='const'), ws, c, len(z))['image']
-    with torch.no_grad(): found = check_on_samples(judges, sample, orbit(torch.tensor([-turn, 0., turn])), n, G.cfg.mapping.z_dim, seed, batch)
+    with torch.no_grad(): found = check_on_samples(judges, sample, G.orbit(torch.tensor([-turn, 0., turn])), n, G.cfg.mapping.z_dim, seed, batch)
     auc = found['same/different latent AUC']
     return dict(auc=auc, interpretable='interpretable' if auc >= TRUST else 'not interpretable', n=n)
 

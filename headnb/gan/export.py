@@ -27,24 +27,19 @@ class Subject:
     backdrop: float | None = None                    # grey behind the head, 0..1; None: not known
     shape: Callable | None = None                    # shape(c, size) -> depth, mask [n,1,size,size]; None: only what `render` gives
     device: str | torch.device = 'cpu'
-
-# %% ../../nbs/3_gan/39_export.ipynb #186de26d
-def _feature_colour(G, ws):
-    "feat [1,m,C] -> rgb [1,m,3]: the generator's own way to a raw picture."
-    def colour(feat):
-        x = (2*feat - 1 if G.cfg.render.final_map == '2x-1' else feat).mT[..., None]          # a picture of m x 1 pixels
-        return G.to_raw(x, ws)[..., 0].mT/2 + .5
-    return colour
+    radius: float = 2.7                              # where cameras stand that see all of it, world units,
+    focal: float = 4.2647                            # and their focal length, image widths
 
 # %% ../../nbs/3_gan/39_export.ipynb #75c65825
 def subject(G,              # Generator
             ws,             # [1,num_ws,w_dim] style codes, of `G.map` or of an inversion
             noise='const',  # of the plane maker
-            drive=None,     # shape, expression, ...
+            drive=None,     # [1,k] shape, expression, ...; None: at rest
             **kw):          # raw_size, memory, ...: of `synthesize`; -> Subject
     "One head of a generator."
     require(ws.ndim == 3 and len(ws) == 1, f'ws are {list(ws.shape)}; expected [1,num_ws,w_dim]: one head')
-    cfg, planes = G.cfg.render, G.make_planes(ws, drive, noise=noise)
+    drive, cfg = G.pose(drive), G.cfg.render
+    planes = G.make_planes(ws, drive, noise=noise)
     field, many = G.field(planes, drive), lambda n: planes.expand(n, *planes.shape[1:])
     def query(x):
         feat, sigma = field(x)
@@ -54,7 +49,7 @@ def subject(G,              # Generator
         return G.synthesize(ws.expand(len(c), -1, -1), c, planes=many(len(c)), noise=noise, drive=drive, deterministic=True, **kw)
     def shape(c, size): return G.volume(many(len(c)), c.to(ws.device), size, drive, deterministic=True)[1:]
     known = None if getattr(G.cfg, 'background', None) else float(cfg.white_back)
-    return Subject(look, query, _feature_colour(G, ws), cfg.box_warp, known, shape, ws.device)
+    return Subject(look, query, lambda feat: G.colour(feat, ws)/2 + .5, cfg.box_warp, known, shape, ws.device, G.cfg.radius, G.cfg.focal)
 
 # %% ../../nbs/3_gan/39_export.ipynb #cf8780b2
 def lattice(k,             # int64 [m]: point numbers

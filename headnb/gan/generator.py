@@ -100,6 +100,9 @@ class Generator(nn.Module):
         "`camera.orbit` where the cameras of this generator stand: what a tool takes that has no cameras of its own."
         return orbit(yaw, pitch, self.cfg.radius, focal=self.cfg.focal, **kw)
 
+    def pose(self, drive=None, n=1): # what a driven family makes of a drive once, for several views
+        return drive
+
 # %% ../../nbs/3_gan/30_generator.ipynb #e934e46c
 @patch
 def map(self: Generator,

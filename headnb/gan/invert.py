@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np, torch
 import torch.nn.functional as F
 from fastcore.basics import patch
-from ..base.camera import check_label, make_label, orbit, split_label
+from ..base.camera import check_label, make_label, split_label
 from ..base.core import from_dict, progress, require, to_dict
 from ..base.show import image_grid, png_bytes, resized, to_uint8
 from ..nets.ops import resize
@@ -191,11 +191,14 @@ class Search:
                  cfg=InvertCfg(),
                  mask=None,             # [1,1,h,h]
                  perceptual=None,       # see `Perceptual`
-                 start=None):           # ws [1,n,w_dim] to begin from, or an Inversion of this picture to go on with; None: the average
+                 start=None,            # ws [1,n,w_dim] to begin from, or an Inversion of this picture to go on with; None: the average
+                 drive=None):           # [1,k] what a driven head does in the picture; None: that of `start`, or at rest
         size, device, c = image_side(G), next(G.parameters()).device, check_label(c)
         require(len(c) == 1, f'{len(c)} cameras for one picture')
         require(cfg.method != 'camera' or start is not None, "method 'camera' needs the style codes: start=ws")
         before, start = (start, start.ws) if hasattr(start, 'ws') else (None, start)
+        drive = before.drive if before and drive is None else drive
+        require(drive is None or G.rig is not None, f'{type(G).__name__} is not driven: drive must be None')
         require(cfg.method[0] != 'z' or start is None, 'a search for z cannot begin at style codes')
         for name, on in (('background', cfg.backdrop == 'free'), ('offset', cfg.offset)):
             require(not on or getattr(G.cfg, name, None), f'this generator ({type(G).__name__}) has no {name} of its own')
@@ -208,24 +211,27 @@ class Search:
         self.target = self.whitened(target.to(device))
         self.perceptual = Perceptual(perceptual, self.target if self.inside is None else self.inside*self.target) if cfg.perceptual else None
         self.generator = torch.Generator().manual_seed(cfg.seed)
-        self.seen = self.given if cfg.label == 'given' else orbit(0.).to(device)
+        self.seen = self.given if cfg.label == 'given' else G.orbit().to(device)
+        if drive is not None: drive = drive.to(device); self.seen = torch.cat([self.seen, drive], 1)      # the mapping hears of its shape
+        with torch.no_grad(): self.drive, self.posed = drive, {} if G.rig is None else dict(drive=self.G.pose(drive))
         self.mean, self.spread, self.noise, self.delta = self.styles()
-        self.w = self.mean if start is None else self.check_start(start).to(device)
+        self.w = self.mean if start is None else self.take(start).to(device)
         self.root, self.behind = self.given, None     # the camera that `delta` moves; codes of the background
         if before: self.root, self.behind, self.delta = before.c.to(device), before.behind, torch.zeros_like(self.delta)
         self.number, self.seconds, self.cpu, self.history = 0, 0., 0., []
-        self.task = fingerprint({'target': self.target, 'c': self.given, 'w': self.w} | ({} if mask is None else {'mask': self.mask}) | G.state_dict())
+        self.task = fingerprint({'target': self.target, 'c': self.given, 'w': self.w} | ({} if mask is None else {'mask': self.mask}) | ({} if drive is None else {'drive': drive}) | G.state_dict())
         self.begin()
 
     def whitened(self, x): return x if self.mask is None or self.cfg.mask != 'white' else self.mask*x + 1 - self.mask
 
 # %% ../../nbs/3_gan/38_invert.ipynb #55d2da6a
 @patch
-def check_start(self: Search, ws):
-    "Style codes of the right shape."
-    n, d = self.G.cfg.mapping.num_ws, self.G.cfg.mapping.w_dim
-    require(ws.ndim == 3 and ws.shape[0] == 1 and ws.shape[1] in (1, n) and ws.shape[2] == d, f'start is {list(ws.shape)}; expected ws [1,{n},{d}]')
-    return ws.detach().clone()
+def take(self: Search, ws):
+    "Style codes of the right shape: the head's; a background's own go to the tail."
+    n, e, d = self.G.cfg.mapping.num_ws, self.tail.shape[1], self.G.cfg.mapping.w_dim
+    require(ws.ndim == 3 and ws.shape[0] == 1 and ws.shape[1] in (1, n, n + e) and ws.shape[2] == d, f'start is {list(ws.shape)}; expected ws [1,{n + e},{d}]')
+    if e and ws.shape[1] == n + e: self.tail = ws[:, n:].detach().clone().to(self.tail)
+    return ws[:, :n].detach().clone()
 
 
 @patch
@@ -235,7 +241,8 @@ def styles(self: Search):  # -> mean of w, length of a step in it [1,1,w_dim], s
     told, c, m = self.cfg.released, self.seen, self.G.cfg.mapping.z_dim
     z = torch.from_numpy(np.random.RandomState(123).randn(10_000, m)).float() if told else torch.randn(1000, m, generator=torch.Generator().manual_seed(0))
     z, delta = z.to(c), torch.zeros(1, 6).to(c)
-    w = self.G.map(z, c.expand(len(z), -1))[:, :1]
+    ws, n = self.G.map(z, c.expand(len(z), -1)), self.G.cfg.mapping.num_ws
+    w, self.tail = ws[:, :1], ws[:, n:].mean(0, keepdim=True)            # what stands behind the head's codes: those of a background with a mapping of its own
     mean = w.mean(0, keepdim=True)
     if self.cfg.offset: delta[:, 3:] = (self.G.camera(z, self.given.expand(len(z), -1)) - self.given)[:, [3, 7, 11]].mean(0)
     if told: return mean, torch.ones_like(mean), ((w - mean).square().sum()/len(z)).sqrt().item(), delta
@@ -264,7 +271,7 @@ def begin(self: Search):
         groups[cfg.w_lr if name == 'w' else cfg.plus_lr] = {'offset': offset[:, :1].clone() if name == 'w' else offset.expand(-1, self.G.cfg.mapping.num_ws, -1).clone()}
     if name in ('z', 'w', 'w+'):
         if cfg.backdrop == 'free':
-            if self.behind is None: self.behind = self.mean.expand(-1, self.G.cfg.mapping.num_ws, -1)
+            if self.behind is None: self.behind = self.tail if self.tail.shape[1] else self.mean.expand(-1, self.G.cfg.mapping.num_ws, -1)
             groups[cfg.plus_lr] = groups.get(cfg.plus_lr, {}) | {'behind': (self.behind - self.mean)/self.spread}
         if cfg.fit_noise: groups[cfg.noise_lr] = groups.get(cfg.noise_lr, {}) | {f'G.{k}': v for k, v in noise_maps(self.G).items()}
     if name == 'camera' or cfg.camera and name != 'tune':
@@ -275,7 +282,7 @@ def begin(self: Search):
     for p in self.live.values(): p.requires_grad_(True)
     self.opt = torch.optim.Adam([dict(params=list(g.values()), base=lr) for lr, g in groups.items()], betas=(.9, .999 if name == 'tune' or cfg.released else .99))
     if name == 'camera':
-        with torch.no_grad(): self.planes = self.G.make_planes(self.ws(), noise='const')
+        with torch.no_grad(): self.planes = self.G.make_planes(self.ws(), noise='const', **self.posed)
 
 # %% ../../nbs/3_gan/38_invert.ipynb #5cbd5fca
 @patch
@@ -287,7 +294,7 @@ def ws(self: Search, shake=0.):  # -> [1,num_ws,w_dim]
         o = self.live['offset']
         if shake: o = o + shake*self.noise*torch.randn(o.shape, generator=self.generator).to(o)
         w = self.mean + self.spread*o
-    return w.expand(-1, n, -1)
+    return torch.cat([w.expand(-1, n, -1), self.tail], 1)
 
 
 @patch
@@ -302,10 +309,10 @@ def camera(self: Search):  # -> [1,25]
     return move_camera(self.root, self.live['turn']*self.scale if 'turn' in self.live else self.delta)
 
 # %% ../../nbs/3_gan/38_invert.ipynb #238156ce
-def coarse_picture(G, ws, c, r, planes=None, ws_bcg=None):  # -> raw [1,3,r,r], mask [1,1,r,r]
+def coarse_picture(G, ws, c, r, planes=None, ws_bcg=None, drive=None):  # -> raw [1,3,r,r], mask [1,1,r,r]
     "The volume rendering alone, with r x r rays."
-    if planes is None: planes = G.make_planes(ws, noise='const')
-    feat, _, mask = G.volume(planes, c, r, deterministic=True)
+    if planes is None: planes = G.make_planes(ws, drive, noise='const')
+    feat, _, mask = G.volume(planes, c, r, drive, deterministic=True)
     return G.to_raw(G.background(feat, mask, ws if ws_bcg is None else ws_bcg, noise='const'), ws), mask
 
 
@@ -331,10 +338,10 @@ def terms(self: Search, t):  # share of the stage -> {name: number}
     cfg, c, behind, out = self.cfg, self.camera(), self.scenery(), {}
     ws = self.ws(cfg.shake*shake_factor(t, cfg.shake_share) if self.name == 'w' or cfg.released else 0.)
     if self.name in ('camera', 'z', 'w') and t < cfg.coarse_share and cfg.coarse < self.G.cfg.raw_size:
-        x, opaque = coarse_picture(self.G, ws, c, cfg.coarse, self.planes, behind)
+        x, opaque = coarse_picture(self.G, ws, c, cfg.coarse, self.planes, behind, **self.posed)
         out['pixel'] = pixel_error(x, *self.small(cfg.coarse))
     else:
-        made = self.G.synthesize(ws, c, noise='const', deterministic=True, planes=self.planes, ws_bcg=behind)
+        made = self.G.synthesize(ws, c, noise='const', deterministic=True, planes=self.planes, ws_bcg=behind, **self.posed)
         x, raw, opaque = made['image'], made['raw'], made['mask']
         out['pixel'] = pixel_error(x, self.target, self.inside)
         if cfg.raw and raw is not x: out['raw'] = pixel_error(raw, *self.small(raw.shape[-1]))
@@ -352,7 +359,7 @@ def terms(self: Search, t):  # share of the stage -> {name: number}
 def guess(self: Search):  # -> z [1,z_dim]
     "The best of some random ones, seen with few rays."
     r, z = min(self.cfg.coarse, self.G.cfg.raw_size), torch.randn(self.cfg.guesses, self.G.cfg.mapping.z_dim, generator=self.generator).to(self.given)
-    seen = [pixel_error(coarse_picture(self.G, self.G.map(x, self.seen), self.camera(), r)[0], *self.small(r)) for x in z.split(1)]
+    seen = [pixel_error(coarse_picture(self.G, self.G.map(x, self.seen), self.camera(), r, **self.posed)[0], *self.small(r)) for x in z.split(1)]
     return z[torch.stack(seen).argmin()][None].clone()
 
 
@@ -364,8 +371,8 @@ def locality(self: Search, ws, reach=.5, turn=.6):
     delta = torch.zeros(1, 6).index_fill_(1, torch.tensor([1]), yaw.item()).to(ws)
     with torch.no_grad():
         other, c = ws.lerp(self.base.map(z, self.seen), reach), move_camera(self.camera(), delta)
-        before = coarse_picture(self.base, other, c, r)[0]
-    return (coarse_picture(self.G, other, c, r)[0] - before).square().mean()
+        before = coarse_picture(self.base, other, c, r, **self.posed)[0]
+    return (coarse_picture(self.G, other, c, r, **self.posed)[0] - before).square().mean()
 
 # %% ../../nbs/3_gan/38_invert.ipynb #8deaecc1
 @patch
@@ -389,7 +396,8 @@ def advance(self: Search, t) -> dict:  # share of the stage -> the terms
 def finish(self: Search):
     "Keep what the stage has found and begin the next."
     with torch.no_grad(): ws, delta, behind = self.ws().clone(), self.live['turn']*self.scale if 'turn' in self.live else self.delta, self.scenery()
-    if self.live.keys() & {'z', 'offset'}: self.w = ws if self.name == 'w+' else ws[:, :1]
+    n = self.G.cfg.mapping.num_ws
+    if self.live.keys() & {'z', 'offset'}: self.w, self.tail = ws[:, :n if self.name == 'w+' else 1], ws[:, n:]
     self.delta, self.behind = delta, behind
     for p in self.live.values(): p.requires_grad_(False).grad = None
     self.number += 1
@@ -418,6 +426,7 @@ def save_state(self: Search, folder):
     "Everything that the next step depends on."
     tensors = {'w': self.w, 'delta': self.delta, 'random': self.generator.get_state()} | {f'G.{k}': v for k, v in changes(self.G, self.base).items()}
     if self.behind is not None: tensors['behind'] = self.behind
+    if self.tail.shape[1]: tensors['tail'] = self.tail
     tensors |= {f'live.{k}': v for k, v in self.live.items() if not k.startswith('G.')}
     moments = {f'adam.{i}.{k}': v for i, p in enumerate(self.live.values()) for k, v in self.opt.state.get(p, {}).items()} if self.live else {}
     about = dict(number=self.number, step=self.step, began=getattr(self, 'began', 0.), seconds=self.seconds, cpu=self.cpu, history=self.history, task=self.task, eye=self.eye)
@@ -436,6 +445,7 @@ def load_state(self: Search, folder) -> bool:  # False: there was none
     require(about['eye'] == self.eye, f'{path} was begun with the perceptual distance {about["eye"]!r}, this is {self.eye!r}')
     for p in self.live.values(): p.requires_grad_(False)
     self.w, self.delta, self.behind = (state[k].to(self.given.device) if k in state else None for k in ('w', 'delta', 'behind'))
+    if 'tail' in state: self.tail = state['tail'].to(self.given.device)
     own = self.G.state_dict()
     for k, v in state.items():
         if k.startswith('G.'): own[k[2:]].copy_(v)
@@ -464,14 +474,17 @@ class Inversion:
     facts: dict = field(default_factory=dict)     # seconds, cpu, load, note, config, base
     changed: tuple = ()            # state entries of G that differ from the generator it began with
     behind: torch.Tensor | None = None   # [1,num_ws,w_dim] codes of the background; None: ws
+    drive: torch.Tensor | None = None    # [1,k] what a driven head does; None: at rest
 
     @torch.no_grad()
     def render(self, c=None,       # [n,25]; None: its own camera
-               behind=None):       # codes of another background; -> dict(image, raw, depth, mask)
+               behind=None,        # codes of another background
+               drive=None):        # [1,k] what it does; None: as in the picture; -> dict(image, raw, depth, mask)
         "The head from any camera."
+        posed = {} if self.G.rig is None else dict(drive=self.G.pose(self.drive if drive is None else drive.to(self.ws)))
         c, behind = self.c if c is None else c.to(self.ws), self.behind if behind is None else behind
         many = lambda x: None if x is None else x.expand(len(c), -1, -1)
-        return self.G.synthesize(many(self.ws), c, noise='const', deterministic=True, ws_bcg=many(behind))
+        return self.G.synthesize(many(self.ws), c, noise='const', deterministic=True, ws_bcg=many(behind), **posed)
 
     def __str__(self):
         f = self.facts
@@ -484,7 +497,7 @@ def save(self: Inversion,
          whole=True):   # False: only what differs from the generator it began with
     "Write it; whole, it opens like any checkpoint (`open_generator`)."
     state = self.G.state_dict()
-    models = {'inversion': dict(ws=self.ws, c=self.c, given=self.given) | ({} if self.behind is None else dict(behind=self.behind))} | ({'G_ema': state} if whole else {'changes': {k: state[k] for k in self.changed}})
+    models = {'inversion': dict(ws=self.ws, c=self.c, given=self.given) | {k: getattr(self, k) for k in ('behind', 'drive') if getattr(self, k) is not None}} | ({'G_ema': state} if whole else {'changes': {k: state[k] for k in self.changed}})
     meta = dict(psnr=self.psnr, losses=self.losses, history=self.history, facts=self.facts, changed=self.changed)
     return write(path, models, self.G.cfg, meta)
 
@@ -504,7 +517,7 @@ def open_inversion(path,             # written by `Inversion.save`
         own.load_state_dict(package.models.get('changes', {}), strict=False)
         own.cfg = package.cfg
     m, known = package.meta, package.models['inversion']
-    return Inversion(own.eval().requires_grad_(False).to(memory_format=torch.channels_last), known['ws'], known['c'], known['given'], m['psnr'], tuple(m['losses']), m['history'], m['facts'], tuple(m['changed']), known.get('behind'))
+    return Inversion(own.eval().requires_grad_(False).to(memory_format=torch.channels_last), known['ws'], known['c'], known['given'], m['psnr'], tuple(m['losses']), m['history'], m['facts'], tuple(m['changed']), known.get('behind'), known.get('drive'))
 
 # %% ../../nbs/3_gan/38_invert.ipynb #7ae790f0
 class Watch:
@@ -527,14 +540,14 @@ class Watch:
 def result(self: Search) -> Inversion:
     "What has been found so far."
     ws, c, behind = self.ws().clone(), self.camera(), self.scenery()
-    made = self.G.synthesize(ws, c, noise='const', deterministic=True, ws_bcg=behind)['image'].clamp(-1, 1)
+    made = self.G.synthesize(ws, c, noise='const', deterministic=True, ws_bcg=behind, **self.posed)['image'].clamp(-1, 1)
     e = (made - self.target).square()
     mse = e.mean() if self.inside is None else (self.inside*e).mean()/self.inside.mean()
     seen = {k for row in self.history for k in row if k in InvertCfg.__dataclass_fields__}
     names = tuple(f'perceptual ({self.perceptual.name})' if k == 'perceptual' else k for k in ('pixel', 'raw', 'perceptual', 'noise', 'centre', 'opacity', 'locality') if k in seen)
     changed = tuple(changes(self.G, self.base))
     facts = dict(seconds=self.seconds, cpu=self.cpu, load=os.getloadavg()[0], threads=torch.get_num_threads(), note=self.note, config=to_dict(self.cfg), base=fingerprint(self.base.state_dict()), masked=self.mask is not None)
-    return Inversion(copy.deepcopy(self.G) if changed or self.G.cfg != self.base.cfg else self.base, ws, c, self.given, 10*math.log10(4/max(mse.item(), 1e-10)), names, self.history, facts, changed, behind)
+    return Inversion(copy.deepcopy(self.G) if changed or self.G.cfg != self.base.cfg else self.base, ws, c, self.given, 10*math.log10(4/max(mse.item(), 1e-10)), names, self.history, facts, changed, behind, self.drive)
 
 
 @patch
@@ -554,10 +567,11 @@ def invert(G,                  # a Generator; it is not changed
            folder=None,        # where the state is kept; an unfinished inversion there goes on
            observers=(),       # o(search, row) after each step
            save_every=20.,     # seconds between states
+           drive=None,         # [1,k] what a driven head does in the picture; None: at rest
           ) -> Inversion:
     "Find the head in a picture."
     clock, cpu = time.monotonic(), time.process_time()
-    s = Search(G, target, c, cfg, mask, perceptual, start)
+    s = Search(G, target, c, cfg, mask, perceptual, start, drive)
     if folder is not None and s.load_state(folder): clock, cpu = clock - s.seconds, cpu - s.cpu
     bar, saved, dt, whole = progress(total=sum(s.steps(n) for n in STAGES[cfg.method]), desc='inversion'), time.monotonic(), 0., True
     bar.update(len(s.history))

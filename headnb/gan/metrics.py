@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['FLOOR', 'moments', 'frechet', 'hardware', 'Result', 'judge_name', 'default_judge', 'to_bytes', 'from_bytes',
            'resize_tensorflow', 'PooledBlock', 'ScriptJudge', 'InceptionJudge', 'inception', 'Features', 'look', 'Part',
-           'data_name', 'real_features', 'fake_images', 'fake_features', 'Given', 'fid', 'kid', 'inception_score',
-           'distances', 'coverage', 'neighbourhood', 'distance_ratio', 'nearest', 'nearest_pairs', 'mean_image',
-           'normalised_fid', 'psnr', 'ssim', 'Lpips', 'StageDistance', 'default_perceptual', 'lpips', 'pose_error',
-           'view_pairs', 'pose_ratio', 'view_results', 'evaluate', 'floor']
+           'label_rows', 'data_name', 'real_features', 'fake_images', 'fake_features', 'Given', 'fid', 'kid',
+           'inception_score', 'distances', 'coverage', 'neighbourhood', 'distance_ratio', 'nearest', 'nearest_pairs',
+           'mean_image', 'normalised_fid', 'psnr', 'ssim', 'Lpips', 'StageDistance', 'default_perceptual', 'lpips',
+           'pose_error', 'view_pairs', 'pose_ratio', 'view_results', 'evaluate', 'floor']
 
 # %% ../../nbs/3_gan/34_metrics.ipynb #365b6de5
 import inspect, math, platform
@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from ..base.camera import yaw_pitch
 from ..base.core import progress, require, sha256_of
+from .codes import still
 from .judges import camera_to_head, load_judges, sees_face, view_direction
 
 # %% ../../nbs/3_gan/34_metrics.ipynb #44632810
@@ -201,10 +202,18 @@ class Part:
         at = torch.as_tensor(at)
         self.ds, self.at, self.hash = ds, (at.nonzero()[:, 0] if at.dtype == torch.bool else at).tolist(), getattr(ds, 'hash', None)
         self.labels, self.name = torch.as_tensor(ds.labels)[self.at], f'{data_name(ds).split(" (")[0]}, {name}'
+        self.drive = None if getattr(ds, 'drive', None) is None else ds.drive[self.at]
         require(self.at, f'{self.name}: no pictures')
 
     def __len__(self): return len(self.at)
     def __getitem__(self, i): return self.ds[self.at[i]]
+
+
+def label_rows(ds, driven=True):  # a data set; is the generator driven? -> [n,25], or [n,25 + k] with the codes, the neck at rest
+    "What a generator is told of every picture."
+    if not driven: return torch.as_tensor(ds.labels)
+    require(getattr(ds, 'drive', None) is not None, f'{data_name(ds)}: labels without codes; driven heads need 25 camera numbers and a drive')
+    return torch.cat([torch.as_tensor(ds.labels), still(ds.drive)], 1)
 
 
 def data_name(ds) -> str:  # a data set
@@ -507,15 +516,16 @@ def pose_error(images, c,      # [n,3,h,w] in -1..1 and the labels [n,25] they w
 # %% ../../nbs/3_gan/34_metrics.ipynb #1aaed8e6
 def view_pairs(sample, ds,  # a generator sample(z, c) and a data set
                n: int, z_dim: int, seed: int = 0, batch: int = 16, device='cpu',
+               driven=False,# see `evaluate`
               ):            # (labels [n,25], data images, samples at the same labels), images [n,3,h,w] in -1..1
     "The same views of other people."
     g = torch.Generator().manual_seed(seed)
-    items = [ds[i] for i in torch.randint(len(ds), (n,), generator=g).tolist()]
-    c, z = torch.stack([torch.as_tensor(i['c']) for i in items]).float()[:, :25], torch.randn(n, z_dim, generator=g)
+    at = torch.randint(len(ds), (n,), generator=g)
+    items, rows, z = [ds[i] for i in at.tolist()], label_rows(ds, driven)[at].float(), torch.randn(n, z_dim, generator=g)
     with torch.no_grad(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
-        made = torch.cat([to_bytes(sample(a.to(device), b.to(device))).cpu() for a, b in zip(z.split(batch), c.split(batch))])
-    return c, from_bytes(torch.stack([torch.as_tensor(i['image']) for i in items])), from_bytes(made)
+        made = torch.cat([to_bytes(sample(a.to(device), b.to(device))).cpu() for a, b in zip(z.split(batch), rows.split(batch))])
+    return rows[:, :25], from_bytes(torch.stack([torch.as_tensor(i['image']) for i in items])), from_bytes(made)
 
 
 def pose_ratio(made: Result, real: Result, side: str = '') -> Result:  # of `pose_error`
@@ -552,10 +562,11 @@ def evaluate(sample, ds,           # a generator sample(z, c[, c_cond]) and a he
              front=None,           # images -> [n] 0..1, is there a face?; None: faces from behind are not counted
              independent=True,     # also measure with independent cameras (needs sample(z, c, c_cond))
              name: str = 'samples',
+             driven=False,         # sample is told camera and codes [b,25 + k] of one picture: `label_rows`
             ) -> dict:             # name -> Result
     "The numbers of a model card."
     net = net or default_judge(device)
-    labels = torch.as_tensor(ds.labels)
+    labels = label_rows(ds, driven)
     real = real_features(ds, net, n, seed, device=device)
     fakes = lambda cameras: fake_features(sample, labels, net, n, z_dim, cameras, seed, batch, device, name=name)
     fake = fakes('dataset')
@@ -563,7 +574,7 @@ def evaluate(sample, ds,           # a generator sample(z, c[, c_cond]) and a he
     out |= {r.metric: r for r in (kid(real, fake), coverage(real, fake), distance_ratio(real, fake), normalised_fid(out['FID'], real, ds, net))}
     if independent: out['FID independent cameras'] = fid(real, fakes('independent'), bootstrap=bootstrap)
     if pose is None: return out
-    c, truth, made = view_pairs(sample, ds, min(n, 256), z_dim, seed, batch, device)
+    c, truth, made = view_pairs(sample, ds, min(n, 256), z_dim, seed, batch, device, driven)
     return out | view_results(c, truth.to(device), made.to(device), pose, front, (data_name(ds), name))
 
 

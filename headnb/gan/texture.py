@@ -178,7 +178,7 @@ def head_mesh(s,           # Subject
               **kw):       # crop, chunk: of `extract_mesh`; -> trimesh.Trimesh without colours
     "The surface that is seen, as a closed mesh of bounded size."
     require(faces >= 4, f'faces is {faces}; a closed surface has at least 4')
-    c = spread(16) if c is None else check_label(c)
+    c = spread(16, radius=s.radius, focal=s.focal) if c is None else check_label(c)
     level = seen_level(s, c[::max(1, len(c)//6)])[0] if level is None else level
     mesh = extract_mesh(s.query, n, level, s.box_warp, largest=True, colours=False, device=s.device, **kw)
     return mesh.simplify_quadric_decimation(face_count=faces) if len(mesh.faces) > faces else mesh
@@ -190,5 +190,5 @@ def textured_mesh(s,           # Subject
                   views=True,  # False: project nothing, ask the field alone
                   n=96, faces=8000, level=None, **kw): # of `head_mesh`; kw: of `surface_colour`; -> trimesh.Trimesh
     "A head with a texture, from field and renderer."
-    c = spread(16) if c is None else check_label(c)
+    c = spread(16, radius=s.radius, focal=s.focal) if c is None else check_label(c)
     return bake(s, head_mesh(s, c, n, faces, level), size, c if views else None, **kw)

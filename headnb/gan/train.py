@@ -21,6 +21,7 @@ import numpy as np, torch
 from ..base.core import BadInput, from_dict, progress, repo_path, require, sha256_of, suggest, to_dict, write_atomic
 from ..base.show import image_grid
 from ..nets.discriminator import DiscriminatorCfg
+from .codes import still
 from .data import Batches, in_turn, pose_weights
 from .checkpoint import checkpoint_file, fill
 from .generator import GeneratorCfg
@@ -512,15 +513,14 @@ class Log:
 # %% ../../nbs/3_gan/37_train.ipynb #95f63cb5
 @torch.no_grad()
 def preview(run, rows=4, yaws=(-.5, 0., .5)):  # -> uint8 [h,w,3]
-    "Fixed latents of the averaged generator from fixed cameras: own training cameras first, then their depth."
-    from headnb.base.camera import orbit
-    from headnb.base.show import show_depth
+    "Fixed latents of the averaged generator: from a training camera, doing what the head in that picture does, then from fixed sides."
     z = torch.randn(rows, run.z_dim, generator=torch.Generator().manual_seed(0)).to(run.device)
     pick = lambda x: x[:: max(1, len(x)//rows)][:rows]
     own, drives = pick(torch.cat([*run.labels.values()])), [d for d in run.drives.values() if d is not None]
-    drive = {'drive': pick(torch.cat(drives))} if len(drives) == len(run.labels) else {}
-    fixed = [own] + [orbit(torch.full((rows,), y)).to(run.device) for y in yaws]
-    outs = [run.G_ema.synthesize(run.G_ema.map(z, own), c, raw_size=raw_size(run.cfg.schedule, run.gan_nimg), noise='const', **drive) for c in fixed]
+    G, drive = run.G_ema, {'drive': still(pick(torch.cat(drives)))} if len(drives) == len(run.labels) else {}
+    fixed = [own] + [G.orbit(torch.full((rows,), y)).to(run.device) for y in yaws]
+    ws = G.map(z, own if G.rig is None else torch.cat([own, *drive.values()], 1))
+    outs = [G.synthesize(ws, c, raw_size=raw_size(run.cfg.schedule, run.gan_nimg), noise='const', **drive) for c in fixed]
     return image_grid(torch.stack([o['image'].float().cpu() for o in outs], 1).flatten(0, 1), ncols=len(outs))
 
 

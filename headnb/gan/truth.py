@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch.nn import functional as F
 
-from ..base.camera import orbit, rays
+from ..base.camera import rays
 from ..base.core import require
 from ..field.heads import render_heads
 from .judges import pair_auc
@@ -186,11 +186,11 @@ def model_views(G, z,          # Generator, [n,z_dim]
                 c,             # [v,25]
                 size=None,     # pixels of depth and mask; None: the generator's own
                 images=False,  # also the super-resolved pictures (then at the generator's own size)
-                c_cond=None,   # [25] or [1,25] condition; None: the front view
+                c_cond=None,   # [25] or [1,25] condition; None: its front view
                 batch=16, name='samples'):
     "Heads of a generator from all cameras."
     require(not images or size in (None, G.cfg.raw_size), f'pictures need the raw rendering at its own {G.cfg.raw_size} pixels, not {size}')
-    cond, rows = (orbit(0.) if c_cond is None else c_cond.view(1, 25)).to(z), []
+    cond, rows = (G.orbit() if c_cond is None else c_cond.view(1, 25)).to(z), []
     for b in z.split(batch):
         ws = G.map(b, cond.expand(len(b), 25))
         planes = G.make_planes(ws, noise='const')

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['FLAME', 'PAPER', 'CONFIGS', 'config', 'blend', 'TwoHeads', 'Kept', 'PartField', 'GenHeadGCfg', 'open_deformer',
-           'GenHead', 'head_field', 'part_field', 'one_volume', 'two_maps', 'still', 'GenHeadStep', 'PartDensity',
-           'distortion', 'PartDistortion', 'PartOpacity', 'PartSmooth', 'GenTrainCfg', 'GenHeadCfg', 'build', 'terms',
-           'make_step', 'view_copies', 'arrange', 'small', 'training', 'take_over', 'released_cfg', 'attach']
+           'GenHead', 'head_field', 'part_field', 'one_volume', 'two_maps', 'GenHeadStep', 'PartDensity', 'distortion',
+           'PartDistortion', 'PartOpacity', 'PartSmooth', 'GenTrainCfg', 'GenHeadCfg', 'build', 'terms', 'make_step',
+           'view_copies', 'arrange', 'small', 'training', 'take_over', 'released_cfg', 'attach']
 
 # %% ../../nbs/4_papers/43_genhead.ipynb #5a96258f
 from dataclasses import dataclass, field, replace
@@ -27,6 +27,7 @@ from ..field.rig import Rig, load_head
 from ..field.deform import DeformCfg, Deformer, Parts, Posed, correspondence, part_masks, soft_masks
 from ..field.background import Background, behind
 from ..gan.generator import Generator, GeneratorCfg, small_generator
+from ..gan.codes import still
 from ..gan.checkpoint import released_generator_cfg
 from ..gan.terms import Density, Logistic, R1, ScheduleCfg, Step, Term, swap_labels, swap_prob
 from ..gan.train import ModelCfg, TrainCfg, choose, short
@@ -321,11 +322,6 @@ def synthesize(self: GenHead, ws, c, *args, drive=None, ws_bcg=None,
     return out | (dict(corr=self.corr(posed, c)) if draw else {})
 
 # %% ../../nbs/4_papers/43_genhead.ipynb #8cda8a2d
-def still(drive): # [b,drive_dim] -> the same with the neck at rest: labels hold all rotation of the head in the camera
-    "The neck's three angles stand twelve from the end."
-    return torch.cat([drive[:, :-12], torch.zeros_like(drive[:, -12:-9]), drive[:, -9:]], 1)
-
-
 @dataclass
 class GenHeadStep(Step):
     "A step whose heads are driven: camera and drive come from one picture, the neck at rest."
