@@ -10,7 +10,8 @@ from PIL import Image
 from headnb.base.camera import orbit, project
 from headnb.field.rig import load_head
 from headnb.gan.data import HeadDataset
-from headnb.gan.fit import SETTINGS, FolderCfg, Stage, fit_folder
+from headnb.gan.fit import SETTINGS, Stage
+from headnb.gan.fit_photos import FolderCfg, fit_folder
 
 torch.set_num_threads(1)
 FAST = replace(SETTINGS['tiny'], contour='fixed', start=6, stages=(Stage('rotation translation shape expression eyes', 5, 1e-3),))
@@ -36,7 +37,7 @@ KILLED = '''
 import os, signal, sys
 import numpy as np, torch
 torch.set_num_threads(1)
-import headnb.gan.fit as F
+import headnb.gan.fit_photos as F
 from headnb.field.rig import load_head
 sys.path.insert(0, sys.argv[4])
 from test_fit import CFG
