@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KEYS', 'DRAWN', 'MOTION', 'VIEWS', 'kinds_of', 'Heads4D', 'to_dataset', 'Mesh', 'with_labels', 'Triples', 'Online']
 
-# %% ../../nbs/3_gan/31d_triples.ipynb #8dec95c1
+# %% ../../nbs/3_gan/31d_triples.ipynb #ed30adf4
 import io, json, math
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,11 +16,12 @@ from fastcore.basics import patch
 from PIL import Image
 from ..base.core import BadInput, from_dict, progress, require, to_dict
 from ..base.camera import project
+from ..nets.motion import CodeMotion, motion_of
 from ..field.deform import correspondence
 from .data import DEPTH_UNIT, write_dataset
 from .synthesis import AGAIN, KINDS, RANGES, FourDCfg, Stage, check_generator, member, members, per_shard, person, picture_name, seeded, shoot, stamp_of
 
-# %% ../../nbs/3_gan/31d_triples.ipynb #18ed1efb
+# %% ../../nbs/3_gan/31d_triples.ipynb #f532f23a
 def kinds_of(n,        # pictures of a micro batch
              static,   # share of still people, 0..1
              g):       # generator -> [kind]: those who move come first
@@ -28,7 +29,7 @@ def kinds_of(n,        # pictures of a micro batch
     still = math.floor(n*static + torch.rand((), generator=g, dtype=torch.float64).item())
     return ['dynamic']*(n - still) + ['static']*still
 
-# %% ../../nbs/3_gan/31d_triples.ipynb #5e561aa3
+# %% ../../nbs/3_gan/31d_triples.ipynb #3b08827a
 class Heads4D(torch.utils.data.Dataset):
     "A finished set of 4D heads, picture by picture."
     def __init__(self, folder):
@@ -51,7 +52,7 @@ class Heads4D(torch.utils.data.Dataset):
     def __len__(self): return len(self.rows)
     def __repr__(self): return f'Heads4D({self.path.name}: {len(self)} pictures of {self.resolution} in {len(self.shards)} shards)'
 
-# %% ../../nbs/3_gan/31d_triples.ipynb #41f3e9e6
+# %% ../../nbs/3_gan/31d_triples.ipynb #40048516
 @patch
 def span(self: Heads4D, kind): # -> numbers of its pictures
     "Those who move come first."
@@ -78,7 +79,7 @@ def table(self: Heads4D, k): # number of a shard -> path, {name: (offset, size)}
         require(path.stat().st_size == told['bytes'], f'{path}: {path.stat().st_size} bytes, the index says {told["bytes"]}: {AGAIN}')
     return path, self.tables[k]
 
-# %% ../../nbs/3_gan/31d_triples.ipynb #6377cfee
+# %% ../../nbs/3_gan/31d_triples.ipynb #cdd927e0
 @patch
 def get(self: Heads4D, i, *ends): # picture; endings -> arrays
     "Members of a picture, decoded; `back` is the identity's."
@@ -100,7 +101,7 @@ def __getitem__(self: Heads4D, i): # as of `HeadDataset`
     return dict(image=torch.from_numpy(image).permute(2, 0, 1), mask=torch.from_numpy(mask)[None], depth=torch.from_numpy(depth.astype(np.float32))[None]/DEPTH_UNIT,
                 c=self.labels[i], drive=self.drive[i], index=torch.tensor(i), name=picture_name(*self.where(i)[1:]))
 
-# %% ../../nbs/3_gan/31d_triples.ipynb #b75fa9ae
+# %% ../../nbs/3_gan/31d_triples.ipynb #190b45ab
 def to_dataset(heads, out): # Heads4D; .zip or folder -> its path
     "The pictures of a set as a data set of notebook 31."
     def items():
@@ -111,7 +112,7 @@ def to_dataset(heads, out): # Heads4D; .zip or folder -> its path
             yield dict(image=x['image'].permute(1, 2, 0).numpy(), c=x['c'].tolist(), drive=x['drive'].tolist(), mask=up(x['mask'], 'bilinear').round().astype(np.uint8), depth=up(x['depth'], 'nearest')*solid, info=heads.where(i)[1:])
     return write_dataset(out, items(), names=(f'{n.partition("_")[0]}/{n}.png' for n in heads.names), meta=heads.meta | dict(made_from=f'Heads4D {heads.hash}'))
 
-# %% ../../nbs/3_gan/31d_triples.ipynb #36c76cec
+# %% ../../nbs/3_gan/31d_triples.ipynb #9713217d
 KEYS = ('image', 'c', 'drive', 'mask', 'depth', 'feat', 'back', 'points', 'point_feat', 'source', 'source_c', 'source_drive', 'driving', 'driving_c', 'driving_drive', 'scale', 'index')   # what is kept
 DRAWN = ('corr', 'landmarks', 'source_landmarks', 'driving_landmarks')     # what follows from codes and cameras
 MOTION = ('source_motion', 'driving_motion')                               # what an encoder says of the pictures
@@ -125,11 +126,11 @@ class Mesh:
     vertices: torch.Tensor   # [b,v,3]
     def __len__(self): return len(self.vertices)
 
-# %% ../../nbs/3_gan/31d_triples.ipynb #a176f03d
+# %% ../../nbs/3_gan/31d_triples.ipynb #0a58341c
 @torch.no_grad()
 def with_labels(batch,       # dict with KEYS
                 deformer,    # headnb.field.deform.Deformer of the generator that made the pictures
-                motion=None, # pictures [n,3,R,R] -1..1, landmarks [n,70,2] -> features [n,k]
+                motion=None, # headnb.nets.motion.MotionEncoder; None: without motion features
                ):            # batch with DRAWN, and with MOTION where there is an encoder
     "What follows from pictures, codes and cameras."
     rig, image = deformer.rig, batch['image']
@@ -138,11 +139,11 @@ def with_labels(batch,       # dict with KEYS
     uv = project(rig.landmarks(posed), c)[0].to(image)
     out = batch | dict(corr=correspondence(Mesh(deformer, posed[:n]), c[:n], image.shape[-1]).to(image)) | {f'{v}landmarks': x for v, x in zip(VIEWS, uv.split(n))}
     if motion is None: return out
-    felt = motion(torch.cat([batch['source'], batch['driving']]), uv[n:])
-    require(felt.ndim == 2 and len(felt) == 2*n, f'the motion encoder made {list(felt.shape)} of {2*n} pictures; expected [{2*n},k]')
+    pictures = torch.cat([batch['source'], batch['driving']])
+    felt = motion_of(motion, drive[n:]) if isinstance(motion, CodeMotion) else motion_of(motion, pictures, uv[n:]*image.shape[-1] - .5)
     return out | dict(zip(MOTION, felt.float().to(image.device).split(n)))
 
-# %% ../../nbs/3_gan/31d_triples.ipynb #3a1c3799
+# %% ../../nbs/3_gan/31d_triples.ipynb #5d813bee
 class Triples:
     "Source, driving picture and target from a finished set, for the training loop."
     def __init__(self, heads,             # Heads4D
@@ -161,7 +162,7 @@ class Triples:
     def __len__(self): return len(self.heads)*self.partners
     def __repr__(self): return f'Triples({self.heads.path.name}: {len(self.heads)} targets, {self.partners} sources each)'
 
-# %% ../../nbs/3_gan/31d_triples.ipynb #9d699ed2
+# %% ../../nbs/3_gan/31d_triples.ipynb #1b773164
 @patch
 def triple(self: Triples, index, kind=None): # ticket; None: of whatever kind its target is -> numbers of source, driving picture, target; kind
     "Which pictures belong together."
@@ -195,7 +196,7 @@ def load(self: Triples, indices, device='cpu'): # -> batch
     out = {k: torch.stack([r[k] for r in rows]).to(device, non_blocking=True) for k in KEYS}
     return with_labels(out, self.deformer, self.motion) if self.deformer else out
 
-# %% ../../nbs/3_gan/31d_triples.ipynb #c9420d37
+# %% ../../nbs/3_gan/31d_triples.ipynb #7dfd1762
 class Online:
     "The same batches, made when they are asked for."
     def __init__(self, G, codes, cfg=FourDCfg(ranges=RANGES['released'], psi=.95, cutoff=14), # driven generator, Codes; ranges, points, raw_size, psi, cutoff and seed of a FourDCfg count
@@ -213,7 +214,7 @@ class Online:
     def __len__(self): return self.count
     def __repr__(self): return f'Online({type(self.G).__name__}, {self.codes.name})'
 
-# %% ../../nbs/3_gan/31d_triples.ipynb #44212898
+# %% ../../nbs/3_gan/31d_triples.ipynb #db9256c0
 @patch
 def load(self: Online, indices, device='cpu'): # -> batch
     "A batch: three views of each identity."
