@@ -334,8 +334,9 @@ def rescaled(self: Rig, scale=3., # world units per metre
              jaw=.3,              # opening of the canonical mouth, radians, where the rig does not say (`jaw_open`)
             ):                    # Rig; `.canonical` [1,v,3] is its mesh with the jaw open
     "The rig with its neck joint at the origin (GenHead's convention); once."
-    if (done := self.data.get('rescaled')) is not None:
-        require(float(done) == scale, f'this rig was rescaled by {float(done):g} before, {scale:g} is asked for: begin with the file')
+    if hasattr(self, 'canonical'):
+        done = float(self.data.get('rescaled', 3.))                        # what a released checkpoint carries is scaled, and does not say so
+        require(done == scale, f'this rig was rescaled by {done:g} before, {scale:g} is asked for: begin with the file')
         return self
     out = Rig({'v_template': self.v_template.cpu().numpy(), 'f': self.faces.cpu().numpy(), 'shapedirs': self.shapedirs.cpu().numpy(), 'expdirs': self.expdirs.cpu().numpy(), 'J_regressor': self.J_regressor.cpu().numpy(),
         'weights': self.weights.cpu().numpy(), 'kintree_table': np.array([self.parents, range(len(self.parents))]), **({'posedirs': self.posedirs.cpu().numpy()} if self.posedirs.numel() else {}), **self.data}, check=False)
