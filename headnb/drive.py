@@ -17,6 +17,8 @@ from .base.show import OrbitViewer, Slider, SLIDERS, save_video
 from .field.clips import clip_drive, read_clip, resample, turn
 from .field.heads import HeadParams, render_heads, sample_head
 from .field.rig import compose, load_head
+from .gan.codes import still
+from .gan.control import acting
 from .view import open_any
 
 # %% ../nbs/6_tools/62b_drive.ipynb #8fb0b34e
@@ -33,7 +35,7 @@ def to_drive(rig,          # with ARKit names
     for k, x in values.items(): require(math.isfinite(x), f'{k} is {x}')
     angle = lambda *names: torch.tensor([[math.radians(values.get(k, 0.)) if k else 0. for k in names]])
     code = rig.expression_code(**{k: x for k, x in values.items() if k not in TURNS})
-    eyes = rig.gaze(code) + turn(angle('gaze_yaw', 'gaze_pitch', None)).repeat(1, 2).to(code)
+    eyes = turn(angle('gaze_yaw', 'gaze_pitch', None)).repeat(1, 2).to(code) + (rig.gaze(code) if 'gaze' in rig.data else 0.)
     jaw = torch.cat([angle('jaw_open'), angle('jaw_side'), torch.zeros(1, 1)], 1)
     return rig.join(shape, code, turn(angle('neck_yaw', 'neck_pitch', 'neck_roll')), jaw, eyes)
 
@@ -46,11 +48,7 @@ class TrueHead:
         self.shape = torch.tensor([self.head.shape])
 
     def __call__(self, drive, c):
-        ns, ne = self.rig.n_shape, self.rig.n_expression
-        shape, e, neck, jaw, eyes = drive.split([ns, ne, 3, 3, 6], 1)
-        own = (eyes - self.rig.gaze(e)).view(-1, 2, 3).mean(1)                # the renderer adds what the actions ask for
-        people = [replace(self.head, **dict(zip(('shape', 'expression', 'neck', 'jaw', 'eyes'), map(tuple, x)))) for x in zip(*(y.tolist() for y in (shape, e, neck, jaw, own)))]
-        out = render_heads(people, c, self.size, self.hair, corr=False)
+        out = render_heads(acting(self.rig, [self.head]*len(drive), drive), c.cpu(), self.size, self.hair, corr=False)
         return {k: out[k] for k in ('image', 'depth', 'mask')}
 
 # %% ../nbs/6_tools/62b_drive.ipynb #b3de4ac5
@@ -125,9 +123,9 @@ def frames_of(clip, actor,    # Clip; actor
     require(head in ('neck', 'camera', 'still'), f"head is '{head}'{suggest(head, ('neck', 'camera', 'still'))}")
     rig, who = actor.rig, getattr(actor, 'shape', None) if shape is None else shape
     drive = track(clip, rig, who, rate, amount)
-    c = (orbit(0., 0., getattr(actor, 'radius', 2.7), focal=getattr(actor, 'focal', 4.2647)) if c is None else c).expand(len(drive), -1)
+    c = (orbit(0., 0., getattr(actor, 'radius', 2.7), focal=getattr(actor, 'focal', 4.2647)) if c is None else c).to(drive).expand(len(drive), -1)
     if head == 'camera': c = compose(c, rig, drive)
-    if head != 'neck': drive = drive.index_fill(1, torch.arange(3) + rig.n_shape + rig.n_expression, 0.)
+    if head != 'neck': drive = still(drive)
     for i in range(0, len(drive), batch): yield actor(drive[i:i + batch], c[i:i + batch], **kw)['image']
 
 
