@@ -20,7 +20,8 @@ from headnb.view import open_any
 @dataclass(frozen=True)
 class Spec:
     "A set of 4D heads."
-    checkpoint: str = ''                  # shipped name, .safetensors file, folder of a run, or a released .pkl; '': an untrained tiny GenHead (tests)
+    checkpoint: str = ''                  # shipped name, .safetensors file, folder of a run, or a released .pkl; '': an untrained GenHead (tests, bills)
+    untrained: str = 'tiny'               # its configuration, driven by the head that is shipped
     layout: str = 'head'                  # of the codes: 'head' (the one that ships) or 'flame'
     still: str | list | None = None       # pictures with codes: a data set, or [..._shape_n_c_params.npy, ..._motion_params.npy]; None: made-up people
     clips: str | list | None = None       # videos with codes, in the same way; None: made-up clips
@@ -58,13 +59,16 @@ def read_spec(path, changes=()): # YAML, 'name=value' -> Spec
     return s
 
 
-def untrained(out): # -> path of a tiny GenHead that was never trained
-    "For tests: the same weights every time."
-    from headnb.papers.genhead import CONFIGS, GenHead
-    path = Path(out)/'untrained.safetensors'
+def untrained(out, name='tiny'): # folder, configuration -> path of a GenHead that was never trained, on the shipped head
+    "For tests and bills: the same weights every time."
+    from headnb.papers.genhead import GenHead, config
+    path, c = Path(out)/'untrained.safetensors', config(name)
     if not path.exists():
-        with torch.random.fork_rng(): torch.manual_seed(0); G = GenHead(CONFIGS['tiny'].G)
-        save(path, {'G_ema': G}, CONFIGS['tiny'])
+        box, g = config('tiny').G.sampler.box_warp, c.G
+        ours = dict(rig='head', frame='opencv', mapping=replace(g.mapping, c_dim=105), sampler=replace(g.sampler, box_warp=box), render=replace(g.render, box_warp=box), deform=replace(g.deform, box=box))
+        c = replace(c, G=replace(g, **ours))
+        with torch.random.fork_rng(): torch.manual_seed(0); G = GenHead(c.G)
+        save(path, {'G_ema': G}, c)
     return path
 
 
@@ -73,7 +77,7 @@ def found(name): return str(p) if (p := repo_path(name)).exists() else name     
 
 def work_of(s, out, device='cpu'): # Spec -> Work
     "What the workers need; a wrong generator or sample set is refused here."
-    name = found(s.checkpoint) if s.checkpoint else str(untrained(out))
+    name = found(s.checkpoint) if s.checkpoint else str(untrained(out, s.untrained))
     at = lambda x: None if x is None else [found(y) for y in x] if isinstance(x, list) else found(x)
     w = Work(partial(open_any, name), partial(open_codes, at(s.still), at(s.clips), s.layout), s.cfg, Path(out), '', device)
     G, _ = w.open()
