@@ -180,9 +180,13 @@ def open_generator(name,): # as `checkpoint_file`; -> (generator in evaluation m
 # %% ../../nbs/3_gan/36_checkpoint.ipynb #4667c7c4
 _EG3D = [('backbone.synthesis.', 'planes.'), ('backbone.mapping.', 'mapping.'), ('superresolution.', 'superres.'),
          ('decoder.net.0.', 'decoder.fc0.'), ('decoder.net.2.', 'decoder.fc1.')]
+_UNET = [('input_conv', 'first'), ('middle', 'middle'), ('out_conv', 'last'), *((f'down_conv_{i + 1}.2.op', f'down.{i}.2') for i in range(3)), *((f'down_conv_{i + 1}', f'down.{i}') for i in range(3)),
+         *((f'up_conv_{i + 1}.2.conv', f'up.{i}.3') for i in range(4)), *((f'up_conv_{i + 1}', f'up.{i}') for i in range(4))]
 OFFICIAL = {'eg3d': {'G': _EG3D, 'D': []},       # (prefix in the release, prefix here)
             'panohead': {'G': [*_EG3D, ('bcg_synthesis.', 'backdrop.'), ('t_mapping.', 'residual.')], 'D': []},
-            'genhead': {'G': [*_EG3D[:4], ('background.synthesis.', 'backdrop.'), ('background.mapping.', 'backstyle.')], 'D': []}}
+            'genhead': {'G': [*_EG3D[:4], ('background.synthesis.', 'backdrop.'), ('background.mapping.', 'backstyle.')], 'D': []},
+            'portrait4d': {'G': [('encoder_global.encoder.', 'coarse.trunk.'), ('encoder_global.decoder.0.', 'coarse.head.'), ('encoder_global.decoder.1.', 'coarse.last.'), ('encoder_detail.encoder.', 'detail.'), ('encoder_canonical.', 'phi.'),
+                                 ('generator_triplane.', 'planes.'), *((f'background.{a}.', f'backdrop.{b}.') for a, b in _UNET), *_EG3D[2:4]], 'D': []}}
 DROPPED = re.compile(r'(^|\.)resample_filter$|^dataset_label_std$|^deformer\.')  # constants, a buffer that inference never reads, and FLAME, which is the user's
 
 
