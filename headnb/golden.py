@@ -349,7 +349,8 @@ def replay_ada(case):
 # %% ../nbs/6_tools/60_golden.ipynb #1b79bb6e
 REPLAY = {('eg3d', None): replay_generator, ('eg3d', 'D'): replay_discriminator, ('eg3d', 'loss'): replay_loss, ('eg3d', 'ada'): replay_ada, ('eg3d', 'ops'): replay_ops,
           ('panohead', None): replay_generator, ('panohead', 'D'): replay_discriminator, ('panohead', 'loss'): replay_loss}
-REPLAY |= {('portrait4d', kind): f'headnb.golden_{where}:replay_{kind}' for where, kinds in (('rig', ('flame', 'camera', 'raster')), ('deform', ('deform',)), ('genhead', ('part_render', 'genhead', 'discriminator'))) for kind in kinds}
+REPLAY |= {('portrait4d', kind): f'headnb.golden_{where}:replay_{kind}' for where, kinds in (('rig', ('flame', 'camera', 'raster')), ('deform', ('deform',)), ('genhead', ('part_render', 'genhead', 'discriminator')),
+           ('portrait', ('component', 'motion_encoder', 'reconstructor'))) for kind in kinds}
 
 # %% ../nbs/6_tools/60_golden.ipynb #a0df5256
 @torch.no_grad()

@@ -6,7 +6,7 @@ import pytest
 
 GOLDEN = Path(__file__).parent/'golden'
 CASES, FAMILIES = GOLDEN/'eg3d', ('eg3d', 'panohead', 'portrait4d')
-SLOW = {'eg3d_full_ffhq512-128', 'panohead_full', 'full_genhead', 'full_discriminator'}
+SLOW = {'eg3d_full_ffhq512-128', 'panohead_full', 'full_genhead', 'full_discriminator', 'full_reconstructor'}
 
 
 def golden(*args): return subprocess.run([sys.executable, '-m', 'headnb.golden', *map(str, args)], capture_output=True, text=True)
