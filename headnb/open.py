@@ -376,7 +376,7 @@ CALLS = {'torch_utils.persistence._reconstruct_persistent_obj': persistent_objec
          'numpy.core.multiarray.scalar': scalar, 'numpy._core.multiarray.scalar': scalar, 'numpy.core.multiarray._reconstruct': array, 'numpy._core.multiarray._reconstruct': array, 'numpy.dtype': dtype_of, 'torch.Size': tuple_from, 'torch.device': device,
          'builtins.set': set_of, '__builtin__.set': set_of, 'builtins.frozenset': set_of, '_codecs.encode': encoded}
 DICTS = ('dnnlib.util.EasyDict', 'collections.OrderedDict')                       # made by NEWOBJ: an empty dictionary
-CLASSES = r'torch\.nn\.modules\.\w+\.[A-Z]\w*|(\w+\.)*(training\w*|torch_utils|dnnlib|models)(\.\w+)+|pytorch3d\.renderer\.mesh\.rasterizer\.\w+'
+CLASSES = r'torch\.nn\.modules\.\w+\.[A-Z]\w*|(\w+\.)*(training\w*|torch_utils|dnnlib|models)(\.\w+)+|pytorch3d\.renderer\.mesh\.rasterizer\.\w+|segmentation_models_pytorch\.encoders\.\w+\.\w+'
 VALUES = ('torch.float32', 'torch.float16', 'torch.float64', 'numpy.ndarray')     # named, never called
 
 # %% ../nbs/6_tools/61_open.ipynb #d1a3cfd3
@@ -530,6 +530,7 @@ class Family:
 
 FAMILIES = (Family('panohead', ('t_mapping', 'bcg_synthesis', 'torgb', 'triplane_depth'), 'headnb.papers.panohead:PanoHead', 'headnb.papers.panohead:released_cfg', cfg='headnb.papers.panohead:PanoHeadCfg'),
             Family('next3d', ('texture_backbone', 'mouth_backbone', 'neural_blending'), 'headnb.papers.next3d:Next3D', 'headnb.papers.next3d:released_cfg'),
+            Family('portrait4d', ('encoder_canonical',), *(f'headnb.papers.portrait4d:{n}' for n in ('Reconstructor', 'released_cfg')), cfg='headnb.papers.portrait4d:Portrait4DCfg', attach='headnb.papers.portrait4d:attach'),
             Family('genhead', ('deformer',), *(f'headnb.papers.genhead:{n}' for n in ('GenHead', 'released_cfg')), cfg='headnb.papers.genhead:GenHeadCfg', attach='headnb.papers.genhead:attach'),
             Family('eg3d'))      # the first row with a sign that fits; the last fits all
 
