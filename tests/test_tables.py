@@ -1,6 +1,7 @@
 """Tables of the studies: every number follows from its samples, and a row can be measured again from a committed checkpoint."""
 import math
 import pytest, torch
+from processes import recipe
 from headnb.base.camera import orbit
 from headnb.base.core import repo_path
 from headnb.gan.tables import read_table, recompute
@@ -32,14 +33,11 @@ def test_identity_measured_again():
     assert abs(float(again.mean()) - then['value']) < 4*error, (float(again.mean()), then['value'], error)
 
 
-def recipe_labels(n, seed):
-    "Camera labels as those of the 360 set, without rendering it."
-    import importlib.util
-    place = repo_path('data_recipes/anny_heads')
-    spec = importlib.util.spec_from_file_location('anny_heads_make', place/'make.py')
-    make = importlib.util.module_from_spec(spec); spec.loader.exec_module(make)
-    s = make.load_spec(place/'full360_mini_held.yaml')
-    return torch.stack([make.item(s, i)[2] for i in range(seed, seed + n)])
+def recipe_items(n, seed, spec):
+    "What pictures of a set show and what their labels say, without rendering it."
+    make, place = recipe('anny_heads'), repo_path('data_recipes/anny_heads')
+    s = make.load_spec(place/spec)
+    return [make.item(s, i) for i in range(seed, seed + n)]
 
 
 @pytest.mark.parametrize('row, file', [('+ seg, tri-plane', 'seg'), ('EG3D', 'eg3d')])
@@ -49,10 +47,27 @@ def test_masks_measured_again(row, file):
     from headnb.gan.checkpoint import open_generator
     from headnb.gan.judges import load_judges
     G, judges = open_generator(repo_path(f'papermill_runs/tables/panohead_models_{file}.safetensors'))[0], load_judges()
-    z, c = torch.randn(96, G.cfg.mapping.z_dim, generator=torch.Generator().manual_seed(77)), recipe_labels(96, 900)
+    z, c = torch.randn(96, G.cfg.mapping.z_dim, generator=torch.Generator().manual_seed(77)), torch.stack([label for _, _, label, _ in recipe_items(96, 900, 'full360_mini_held.yaml')])
     with torch.no_grad():
         made = G(z, c, noise='const', deterministic=True)
         again = mask_error(made['mask'], foreground(judges.parts(made['image'].clamp(-1, 1)), judges, G.cfg.raw_size))
     then = next(e for e in read_table('panohead').entries if (e['row'], e['seed']) == (row, 0))['results']['mask MSE']
     error = math.hypot(again.high - again.value, then['high'] - then['value'])/1.96
     assert then['judge'].startswith(judges.name) and abs(again.value - then['value']) < 4*error, (again.value, then['value'], error)
+
+
+def test_opacity_measured_again():
+    "How solid the heads of row F of GenHead's table are, seed 0, on other latents, cameras and codes: within four standard errors."
+    from headnb.field.heads import codes
+    from headnb.field.rig import load_head
+    from headnb.gan.checkpoint import open_generator
+    from headnb.gan.control import Rows, covered, driven
+    G, rig, items = open_generator(repo_path('papermill_runs/tables/genhead_models_f.safetensors'))[0], load_head(), recipe_items(96, 900, 'codes_mini_held.yaml')
+    told = codes([h for h, *_ in items])
+    rows = Rows(torch.randn(96, G.cfg.mapping.z_dim, generator=torch.Generator().manual_seed(77)), torch.stack([c for _, _, c, _ in items]), torch.cat([told['shape'], told['expression'], told['pose'][:, 1:].flatten(1)], 1))
+    m = driven(G, key='mask')(rows.z, rows.c, rows.drive)
+    w = (covered(rig, rows, m.shape[-1], torch.ones(96, len(rig.v_template), dtype=torch.bool))[:, :1] > .9).float()
+    again = (m*w).sum((1, 2, 3))/w.sum((1, 2, 3))
+    then = next(e for e in read_table('genhead').entries if (e['row'], e['seed']) == ('F + part model', 0))['results']['opacity']
+    error = math.hypot(float(again.std())/96**.5, (then['high'] - then['value'])/1.96)
+    assert abs(float(again.mean()) - then['value']) < 4*error, (float(again.mean()), then['value'], error)

@@ -207,7 +207,7 @@ class R1(Term):
         grads = torch.autograd.grad(score.sum(), [real[k] for k in self.keys], create_graph=True)
         sizes = {k: g.float().square().sum((1, 2, 3)) for k, g in zip(self.keys, grads)}
         own = {k: (sizes.pop(k), g) for k, g in (('mask', self.mask_gamma), ('corr', self.corr_gamma)) if k in sizes}
-        penalty = sum(sizes.values())
+        penalty = sum(sizes.values(), score.new_zeros(len(score)))
         s.stats |= {'r1': penalty.detach(), 'r1_real_score': score.detach()} | {f'r1_{k}': x.detach() for k, (x, _) in own.items()}
         return (penalty*self.gamma/2 + sum(x*g/2 for x, g in own.values())).mean()
 
