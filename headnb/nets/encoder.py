@@ -79,7 +79,7 @@ class GlobalCfg:
     @property
     def reduce(self): return self.stem*(2 if self.pool else 1)*prod(self.strides)  # image side over map side
 
-
+# %% ../../nbs/1_nets/14_encoder.ipynb #aba9a7c6
 class Trunk(nn.Module):
     "ResNet without normalisation; names as in torchvision."
     def __init__(self, cfg=GlobalCfg()):

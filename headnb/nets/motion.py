@@ -123,7 +123,7 @@ class MotionCfg:
     @property
     def dim(self): return self.eye + self.emotion + self.hidden
 
-
+# %% ../../nbs/1_nets/18_motion.ipynb #31e460dd
 class Stem(nn.Module):
     "An aligned face -> `hidden` numbers; names as in the release."
     def __init__(self, cfg=MotionCfg()):
@@ -172,7 +172,7 @@ class Loaded:
         rest = [f'{what}: {few(names)}' for what, names in (('missing', self.missing), ('unused', self.unused), ('other shapes', self.reshaped)) if names]
         return '; '.join([f'{self.filled} tensors filled', *rest])
 
-
+# %% ../../nbs/1_nets/18_motion.ipynb #8757b145
 def read_state(path): # file of torch.save -> {name: tensor}
     "A state dict, bare or in the usual wrappings."
     try: state = torch.load(path, map_location='cpu', weights_only=True)
@@ -184,7 +184,7 @@ def read_state(path): # file of torch.save -> {name: tensor}
     require(isinstance(state, dict), f'{path}: holds a {type(state).__name__}, no state dict')
     return {k.removeprefix('module.'): v for k, v in state.items() if torch.is_tensor(v)}
 
-
+# %% ../../nbs/1_nets/18_motion.ipynb #b4a48420
 @patch
 def load_weights(self: MotionNet, path): # released file -> Loaded; self is changed
     "Take what fits."
@@ -217,7 +217,7 @@ def motion_of(encoder,        # MotionEncoder
     require(bool(v.isfinite().all()), f'{encoder.name} made numbers that are not finite')
     return v
 
-
+# %% ../../nbs/1_nets/18_motion.ipynb #dad0b46a
 class PDFGC:
     "The released encoder: alignment and network."
     name = 'pdfgc'

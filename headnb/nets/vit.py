@@ -87,7 +87,7 @@ def per_sample(scale, b): # a number, [b], [b,1,1], or [1] -> a number, or [b,1,
     require(scale.numel() in (1, b), f'the motion scale has {scale.numel()} entries for {b} samples; expected a number or one for each')
     return scale.reshape(-1, 1, 1)
 
-
+# %% ../../nbs/1_nets/16_vit.ipynb #2df1f0a1
 class CrossBlock(nn.Module):
     "Cross-attention, self-attention, mix-FFN."
     def __init__(self, dim, heads, ratio=2):
@@ -101,7 +101,7 @@ class CrossBlock(nn.Module):
         x = x + self.attn1(self.norm1(x))
         return x + self.mlp(self.norm3(x))
 
-
+# %% ../../nbs/1_nets/16_vit.ipynb #ca684b5e
 class SelfBlock(nn.Module):
     "Self-attention with reduced keys, mix-FFN."
     def __init__(self, dim, heads, ratio=2, reduce=1):
@@ -159,7 +159,7 @@ class PhiCfg:
     @property
     def grow(self): return 2*math.prod(self.ups)/self.patch      # side of F_c over that of the coarse map
 
-
+# %% ../../nbs/1_nets/16_vit.ipynb #36029560
 def mapping(cfg): # PhiCfg -> nn.Sequential
     "Motion vector to hidden numbers."
     dims = [cfg.motion] + [cfg.hidden]*cfg.layers
@@ -181,7 +181,7 @@ class Phi(nn.Module):
         self.convs = nn.Sequential(up(cfg.ups[0]), conv(cfg.dim//4, cfg.mid), nn.ReLU(), up(cfg.ups[1]), conv(cfg.mid, cfg.mid), nn.ReLU(), conv(cfg.mid, cfg.out))
         init_weights(self, cfg.cross)
 
-
+# %% ../../nbs/1_nets/16_vit.ipynb #c6ed9407
 @patch
 def check_motion(self: Phi, v, what, b=None): # [b,motion]; name for messages; how many there must be -> v
     "Refuse the vectors of another encoder."
@@ -240,7 +240,7 @@ class PlaneDecoderCfg:
     narrow: int = 128
     out: int = 96                # channels of the planes together
 
-
+# %% ../../nbs/1_nets/16_vit.ipynb #aeaea4c9
 class PlaneDecoder(nn.Module):
     "Two feature maps -> planes, side by side in the channels."
     def __init__(self, cfg=PlaneDecoderCfg()):

@@ -55,25 +55,27 @@ class ReconstructorCfg:
         for what, a, b in self.joints(): require(a == b, f'{what}: {a} and {b}; they must be equal')
         require(self.image % self.coarse.reduce == 0, f'image is {self.image}; E_global wants a multiple of {self.coarse.reduce}')
 
-    def joints(self): # yields (what, left, right)
-        "What must fit."
-        s, d, p = self.sampler, self.decoder, self.planes
-        yield 'coarse.out, phi.in_dim', self.coarse.out, self.phi.in_dim
-        yield 'phi.out, planes.coarse', self.phi.out, p.coarse
-        yield 'detail.out, planes.detail', self.detail.out, p.detail
-        yield 'sides of F_c and F_d', self.image/self.coarse.reduce*self.phi.grow, self.image/self.detail.stride
-        yield 'planes.out, planes of the sampler x channels x slices', p.out, len(s.axes)*d.in_dim*s.depth
-        yield 'sampler.box_warp, render.box_warp', s.box_warp, self.render.box_warp
-        yield 'render.final_map', self.render.final_map, 'none'
-        if self.background: yield 'background.out, decoder.out_dim', self.background.out, d.out_dim
-        if self.superres.widths: yield 'superres, decoder and w_dim', (self.superres.channels, self.superres.w_dim), (d.out_dim, self.w_dim)
-
     @property
     def focal(self): return GeneratorCfg.focal if self.frame == 'opencv' else .5/math.tan(math.radians(6))
     @property
     def radius(self): return (self.render.near + self.render.far)/2 if self.frame == 'opencv' and self.render.near != 'plane' else 4.2
     @property
     def side(self): return self.superres.size*math.prod(self.superres.ups) if self.superres.widths else self.raw_size
+
+# %% ../../nbs/4_papers/44_portrait4d.ipynb #76746d76
+@patch
+def joints(self: ReconstructorCfg): # yields (what, left, right)
+    "What must fit."
+    s, d, p = self.sampler, self.decoder, self.planes
+    yield 'coarse.out, phi.in_dim', self.coarse.out, self.phi.in_dim
+    yield 'phi.out, planes.coarse', self.phi.out, p.coarse
+    yield 'detail.out, planes.detail', self.detail.out, p.detail
+    yield 'sides of F_c and F_d', self.image/self.coarse.reduce*self.phi.grow, self.image/self.detail.stride
+    yield 'planes.out, planes of the sampler x channels x slices', p.out, len(s.axes)*d.in_dim*s.depth
+    yield 'sampler.box_warp, render.box_warp', s.box_warp, self.render.box_warp
+    yield 'render.final_map', self.render.final_map, 'none'
+    if self.background: yield 'background.out, decoder.out_dim', self.background.out, d.out_dim
+    if self.superres.widths: yield 'superres, decoder and w_dim', (self.superres.channels, self.superres.w_dim), (d.out_dim, self.w_dim)
 
 # %% ../../nbs/4_papers/44_portrait4d.ipynb #9ec7e39e
 @dataclass
@@ -95,7 +97,7 @@ class Source:
         require(len(self) in (1, n), f'{len(self)} photographs for {n} motion vectors: expected one, or one for each')
         return self if len(self) == n else self.map(lambda x: x.expand(n, *[-1]*(x.ndim - 1)))
 
-
+# %% ../../nbs/4_papers/44_portrait4d.ipynb #b5c10853
 class Reconstructor(Generator):
     "The skeleton, its planes made from a photograph and two motions."
     Cfg = ReconstructorCfg
@@ -191,7 +193,7 @@ def render(self: Reconstructor,
     wall = {} if back is None else dict(back=2*resize(back, alone.shape[-1], 'none') - 1)
     return dict(image=image, raw=raw, depth=depth, mask=mask, feat=2*alone - 1) | wall
 
-
+# %% ../../nbs/4_papers/44_portrait4d.ipynb #c6aa4960
 @patch
 def forward(self: Reconstructor, image, v_source, v_drive, c, # [b,3,S,S] in -1..1, [b,dim], [b,dim], [b,25]
             drive=None, scale=1., **kw):                      # of `render`, of `encode` and `drive`
@@ -246,7 +248,7 @@ def small(side, raw,                 # of image and photograph, and of the volum
     D = DiscriminatorCfg(side, ('image', 'raw', 'corr', 'mask'), channel_base=base, channel_max=top, map_layers=2, clamp=None)
     return Portrait4DCfg(G, D, PortraitTrainCfg(**train))
 
-
+# %% ../../nbs/4_papers/44_portrait4d.ipynb #1ce79d08
 _TINY = small(16, 16, GlobalCfg((8, 12), (1, 1), (1, 1), (1, 2), pool=False, out=16, rates=(2, 4)), PhiCfg(dim=32, heads=2, hidden=16, side=2, neutral=1, moving=1, ups=(2, 1), mid=16, out=12), PlaneDecoderCfg(dim=32, wide=24, narrow=16),
               detail=DetailCfg(8, 12, 1), back=(8, 12), w_dim=32, samples=12, base=341, top=32)
 _MICRO = small(32, 32, GlobalCfg((16, 24, 32), (2, 2, 2), (1, 2, 1), (1, 1, 2), pool=False, out=48, rates=(2, 4)), PhiCfg(dim=96, heads=4, hidden=64, side=2, neutral=2, moving=2, patch=1, ups=(2, 1), mid=48, out=24),
@@ -322,7 +324,7 @@ def released_cfg(kwargs,       # constructor arguments of a released reconstruct
     return ReconstructorCfg(image, phi=phi, sampler=SamplerCfg(axes or AXES['genhead'], box_warp=wide), decoder=replace(e.decoder, out_dim=n), render=replace(e.render, final_map='none', jitter='coarse', **(dict(near='plane', far='plane') if plane else {})),
                             superres=e.superres if sr else superres_cfg('none'), raw_size=raw_size, background=UNetCfg(out=n) if bcg else None, deform=DeformCfg('released', box=box))
 
-
+# %% ../../nbs/4_papers/44_portrait4d.ipynb #b665f74f
 def attach(G, state): # Reconstructor; {released key: tensor} under `deformer.`
     "The head that a released file carries becomes the deformer."
     G.deformer = released_deformer(state, G.cfg.deform)
