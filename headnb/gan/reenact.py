@@ -151,6 +151,7 @@ class Tally:
 def beside(values, name, judge, data, rule) -> dict:   # {'': [clips], ' floor': ..., ' ceiling': ...} -> name -> Result
     "One cell with what stands beside it; {} with fewer than two clips."
     values = {k: values[k] for k in ('', ' floor', ' ceiling') if k in values}
+    if '' not in values: return {}
     ok = torch.stack(list(values.values())).isfinite().all(0)
     if int(ok.sum()) < 2: return {}
     out = {name + k: averaged(name + k, v[ok], judge, data, f'{rule}; mean over the frames of a clip, then over clips') for k, v in values.items()}
