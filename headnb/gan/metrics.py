@@ -429,7 +429,7 @@ def normalised_fid(score: Result,      # an FID
     mean, cov = moments(real.x)
     lazy = float((mean-look(net, [mean_image(ds)], 'mean image').x[0].double()).square().sum() + cov.trace())
     return replace(score, metric='FID / FID of the mean image', value=score.value/lazy, low=score.low/lazy, high=score.high/lazy,
-                   protocol=f'{score.protocol}; mean image {lazy:.4g}', samples=tuple(s/lazy for s in score.samples))
+                   data=f'{score.data}; mean image {lazy:.4g}', protocol=f'{score.protocol}; over that of the mean image', samples=tuple(s/lazy for s in score.samples))
 
 # %% ../../nbs/3_gan/34_metrics.ipynb #6edd47c8
 def _paired(metric, values, data, judge, protocol):
