@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from ..base.core import BadInput, progress, require, suggest, write_atomic
-from ..base.camera import check_label, convert, make_label, relabel, split_label
+from ..base.camera import check_label, relabel
 from .data import decode, write_dataset
 
 # %% ../../nbs/3_gan/31b_codes.ipynb #59ef69b8
@@ -46,9 +46,8 @@ def parts_of(labels,         # [..., size]
 def turned(c, layout=FLAME,  # [n,25] as the files have them
            back=False,       # our own -> the file's
           ):                 # [n,25] in our axes
-    "Camera labels between the axes of a layout and ours."
-    pose, K = split_label(c)
-    return make_label(convert(pose, *(('opencv', layout.camera) if back else (layout.camera, 'opencv'))), K)
+    "`relabel` between the axes of a layout and ours."
+    return relabel(c, *(('opencv', layout.camera) if back else (layout.camera, 'opencv')))
 
 
 def still(drive): # [...,k] -> the same with the neck at rest: labels hold all rotation of the head in the camera

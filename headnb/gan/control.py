@@ -13,7 +13,6 @@ import functools, hashlib, math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
-import numpy as np
 import torch
 from torch.nn import functional as F
 from ..base.camera import orbit, project, yaw_pitch

@@ -20,7 +20,7 @@ from ..nets.ops import blur, full_precision, normalize_2nd_moment, resize
 from ..nets.stylegan2 import Mapping, MappingCfg, SynthesisCfg, count_ws
 from ..nets.superres import SuperResCfg, superres_cfg
 from ..nets.discriminator import Discriminator, DiscriminatorCfg
-from ..field.planes import AXES, DecoderCfg, SamplerCfg
+from ..field.planes import AXES, SamplerCfg
 from ..field.render import RenderCfg, plane_limits, render
 from ..field.rig import load_head
 from ..field.deform import DeformCfg, correspondence, part_masks, soft_masks
@@ -29,7 +29,7 @@ from ..field.background import Background, behind
 from ..gan.generator import Generator, GeneratorCfg, small_generator
 from ..gan.codes import still
 from ..gan.checkpoint import released_generator_cfg
-from ..gan.terms import Density, Logistic, R1, ScheduleCfg, Step, Term, swap_labels, swap_prob
+from ..gan.terms import Density, Logistic, R1, Step, Term, swap_labels, swap_prob
 from ..gan.train import ModelCfg, TrainCfg, choose, short
 
 # %% ../../nbs/4_papers/43_genhead.ipynb #cb58a29c
