@@ -61,7 +61,8 @@ def test_opacity_measured_again():
     from headnb.field.heads import codes
     from headnb.field.rig import load_head
     from headnb.gan.checkpoint import open_generator
-    from headnb.gan.control import Rows, covered, driven
+    from headnb.gan.control import Rows, driven
+    from headnb.gan.leakage import covered
     G, rig, items = open_generator(repo_path('papermill_runs/tables/genhead_models_f.safetensors'))[0], load_head(), recipe_items(96, 900, 'codes_mini_held.yaml')
     told = codes([h for h, *_ in items])
     rows = Rows(torch.randn(96, G.cfg.mapping.z_dim, generator=torch.Generator().manual_seed(77)), torch.stack([c for _, _, c, _ in items]), torch.cat([told['shape'], told['expression'], told['pose'][:, 1:].flatten(1)], 1))

@@ -282,6 +282,7 @@ def show_lines(head: list, lines: list, notes: list):  # a line: pairs (text, te
 def show_table(table: Table, columns=None):  # None: all
     "Measured mean and 95 % interval over seeds, the published number beside it."
     columns, quoted = columns or table.columns, (table.published or {}).get('rows', {})
+    quoted = {r: line for r, line in quoted.items() if r in table.rows or set(columns) & set(line)}
     for c in columns: table.results(c)
     mine = lambda r, c: str(table.cell(r, c)) if r in table.rows and table.results(c, r) else '–'
     lines = []
