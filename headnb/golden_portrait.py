@@ -52,8 +52,7 @@ def component(case): # golden Case -> our module
     c, part = case.config, case.config['module']
     require(part in PARTS, f'{case.folder}: module {part!r} is not known; known: {", ".join(PARTS)}')
     if part == 'encoder_canonical':
-        require(c['H_y'] == c['W_y'], f"{case.folder}: motion tokens of {c['H_y']} x {c['W_y']}; only squares are built")
-        cfg = PhiCfg(c['in_chans'], c['embed_dims'], c['num_heads'], motion=c['mot_dims'], hidden=c['mot_dims_hidden'], layers=c['mapping_layers'], side=c['H_y'], neutral=c['num_blocks_neutral'], moving=c['num_blocks_motion'])
+        cfg = PhiCfg(c['in_chans'], c['embed_dims'], c['num_heads'], motion=c['mot_dims'], hidden=c['mot_dims_hidden'], layers=c['mapping_layers'], tokens=c['H_y']*c['W_y'], neutral=c['num_blocks_neutral'], moving=c['num_blocks_motion'])
     elif part == 'decoder_triplane': cfg = PlaneDecoderCfg(dim=c['embed_dims'], heads=c['num_heads'], blocks=c['num_blocks'], reduce=c['sr_ratios'])
     make = {'encoder_bg': UNet, 'encoder_global': GlobalEncoder, 'encoder_detail': DetailEncoder, 'encoder_canonical': lambda: Phi(cfg), 'decoder_triplane': lambda: PlaneDecoder(cfg)}[part]
     return born_full(make, state_of(case, part))
@@ -95,18 +94,19 @@ def released_reconstructor(case): # golden Case -> Reconstructor with the toy he
     return net
 
 
-def photograph(case): # -> [1,3,S,S]
-    "The source image of a case."
+def photograph(case): # -> [b,3,S,S]
+    "The source images of a case."
     S = case.config['input_resolution']
-    return F.interpolate(filled(case, 'image', (1, 3, S//8, S//8), .5).clamp(-1, 1), (S, S), mode='bilinear', align_corners=False)
+    return F.interpolate(filled(case, 'image', (case.spec['inputs']['batch'], 3, S//8, S//8), .5).clamp(-1, 1), (S, S), mode='bilinear', align_corners=False)
 
 # %% ../nbs/6_tools/60e_golden_portrait.ipynb #1c1692c9
 @torch.no_grad()
 def replay_reconstructor(case):
     "Kind `reconstructor`."
-    G, label = released_reconstructor(case), case.spec['inputs']['cameras']
-    c, posed, x = released_cameras(label, 'opencv'), G.pose(G.rig.join(**toy_codes(case))), filled(case, 'sample_points', (1, 64, 3), .2)
-    image, v, v_s = photograph(case), filled(case, 'motion', (1, 548)), filled(case, 'motion_app', (1, 548))
+    b = case.spec['inputs']['batch']
+    G, label = released_reconstructor(case), case.spec['inputs']['cameras'][:b]
+    c, posed, x = released_cameras(label, 'opencv'), G.pose(G.rig.join(**toy_codes(case))), filled(case, 'sample_points', (b, 64, 3), .2)
+    image, v, v_s = photograph(case), filled(case, 'motion', (b, 548)), filled(case, 'motion_app', (b, 548))
     out, points = {}, dict(camera=released_cameras(label), sample_canonical=posed.neck(x))
     for tag, scale in (('on', 1.), ('off', 0.)):
         if f'image_{tag}' not in case.outputs: continue

@@ -142,7 +142,7 @@ class PhiCfg:
     motion: int = 548            # numbers of a motion vector
     hidden: int = 512            # of the mapping of motion
     layers: int = 2              # of that mapping
-    side: int = 8                # motion tokens: side^2
+    tokens: int = 64             # made of a motion vector
     neutral: int = 4             # blocks of the de-expression; 0: none (ablation)
     moving: int = 4              # blocks of the reenactment
     patch: int = 2               # side of the coarse map over that of the tokens
@@ -170,7 +170,7 @@ class Phi(nn.Module):
     "Phi: what the face looks like without its expression, and with another."
     def __init__(self, cfg=PhiCfg()):
         super().__init__()
-        self.cfg, n = cfg, cfg.side**2*cfg.dim
+        self.cfg, n = cfg, cfg.tokens*cfg.dim
         self.maps, self.maps_neutral = mapping(cfg), mapping(cfg)
         self.proj_y_neutral, self.proj_y = nn.Linear(cfg.hidden, n), nn.Linear(cfg.hidden, n)
         self.patch_embed = PatchEmbed(cfg.in_dim, cfg.dim, cfg.patch)
