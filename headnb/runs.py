@@ -124,6 +124,9 @@ def check_parameters(template: str, params: dict):
 def open_data(spec: TrainRun, cfg):  # cfg: the paper's configuration
     "The data set of a training run."
     module = paper_module(spec.paper)
+    if hasattr(module, 'open_data'):                                        # sets of its own kind (Portrait4D)
+        from headnb.view import open_any
+        return module.open_data(cfg, spec.data, open_any)
     roles, given = getattr(module, 'ROLES', ()), spec.data if isinstance(spec.data, dict) else {}
     if not roles:
         require(spec.data and not given, 'this run needs `data`: a zip or folder of images with dataset.json')
@@ -300,7 +303,7 @@ def fit(spec: TrainRun, cfg, data, out, resume='auto', observers=None):  # -> th
         augment = ADA(ADACfg(target=cfg.train.ada_target, kimg=cfg.train.ada_kimg))
     device = torch.device('cuda', int(os.environ.get('LOCAL_RANK', 0))) if torch.cuda.is_available() else 'cpu'
     teacher = {k: m.to(device) for k, m in open_teacher(spec, cfg, data).items()}
-    own = {k: getattr(module, k)(cfg, **teacher) for k in ('terms', 'make_step') if hasattr(module, k)}   # where a paper has none, EG3D's
+    own = {k: getattr(module, k)(cfg, **teacher) for k in ('terms', 'make_step', 'speed') if hasattr(module, k)}   # where a paper has none, EG3D's
     take_over = [partial(module.take_over, cfg)] if hasattr(module, 'take_over') else []
     begin = (lambda r: t.import_state(r, state, type(cfg))) if state and state.exists() else (lambda r: t.begin_from(r, starts(spec), *take_over)) if spec.start else None
     info = {'paper': spec.paper, 'config': spec.config, **{k: data.meta[k] for k in ('multi_view',) if k in data.meta}}

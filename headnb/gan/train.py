@@ -218,13 +218,14 @@ class Run:
                  augment=None,      # ADA (notebook 32) or None
                  config=None,       # dict that a checkpoint must agree with; None: the training configuration
                  make_step=Step,    # what a paper's steps are made by, with the arguments of Step
+                 speed=None,        # name of a parameter of G -> factor of its learning rate; None: all alike
                 ):
         from accelerate import Accelerator
         self.acc = Accelerator(cpu=not torch.cuda.is_available())
         self.device, self.world = self.acc.device, self.acc.num_processes
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = cfg.tf32
         require(cfg.batch % self.world == 0, f'batch {cfg.batch} does not divide by {self.world} processes')
-        self.cfg, self.out, self.data, self.config, self.make_step = cfg, Path(out), data, config or {'train': to_dict(cfg)}, make_step
+        self.cfg, self.out, self.data, self.config, self.make_step, self.speed = cfg, Path(out), data, config or {'train': to_dict(cfg)}, make_step, speed
         layout = torch.channels_last if cfg.channels_last else torch.preserve_format
         self.G, self.D = (m.to(self.device, memory_format=layout).train() for m in (G, D))
         self.G_ema = copy.deepcopy(self.G).eval().requires_grad_(False)
@@ -244,7 +245,7 @@ class Run:
         _share(self)
 
     @property
-    def z_dim(self): return self.G.mapping.cfg.z_dim
+    def z_dim(self): return self.G.mapping.cfg.z_dim if hasattr(self.G, 'mapping') else 0   # 0: a model without latents (Portrait4D)
     @property
     def turn(self): return [*self.sets][self.step % len(self.sets)]    # whose batch it is: '' where there is one set
     @property
@@ -254,7 +255,9 @@ class Run:
 def _adam(run, model, lr, who):
     "Corrected for the lazy terms; the latents of the warm start learn with G."
     lazy = lazy_adam(lr, run.cfg.betas, max([p.every for p in run.phases if p.who == who], default=1))
-    groups = [dict(params=list(model.parameters()), base=lazy['lr'])]
+    speed = run.speed if who == 'G' and run.speed else lambda name: 1.
+    factors = {n: speed(n) for n, _ in model.named_parameters()}
+    groups = [dict(params=[p for n, p in model.named_parameters() if factors[n] == f], base=lazy['lr']*f) for f in dict.fromkeys(factors.values())]
     if who == 'G' and run.latents: groups.append(dict(params=list(run.latents.parameters()), base=run.cfg.recon.lr))
     return torch.optim.Adam(groups, fused=True, eps=1e-8, **lazy)
 
@@ -514,6 +517,7 @@ class Log:
 @torch.no_grad()
 def preview(run, rows=4, yaws=(-.5, 0., .5)):  # -> uint8 [h,w,3]
     "Fixed latents of the averaged generator: from a training camera, doing what the head in that picture does, then from fixed sides."
+    if hasattr(run.G_ema, 'preview'): return run.G_ema.preview(run, rows)      # what a model without latents makes of its data
     z = torch.randn(rows, run.z_dim, generator=torch.Generator().manual_seed(0)).to(run.device)
     pick = lambda x: x[:: max(1, len(x)//rows)][:rows]
     own, drives = pick(torch.cat([*run.labels.values()])), [d for d in run.drives.values() if d is not None]
@@ -570,9 +574,10 @@ def train(G, D, data,
           config=None,        # dict that a checkpoint must agree with
           prepare=None,       # called with the run before its first step, if it is not resumed (imports weights)
           make_step=Step,     # what a paper's steps are made by, with the arguments of Step
+          speed=None,         # name of a parameter of G -> factor of its learning rate; None: all alike
          ) -> Run:            # .status is 'done' or 'paused'
     "Train until `cfg.kimg`, `cfg.max_seconds` or SIGTERM; a checkpoint stands at the end in every case."
-    run = Run(G, D, data, cfg, out, terms, augment, config, make_step)
+    run = Run(G, D, data, cfg, out, terms, augment, config, make_step, speed)
     resume(run, resume_from)
     if prepare and run.step == 0: prepare(run)
     if observers is None: observers = default_observers(cfg, out)
