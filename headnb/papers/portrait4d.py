@@ -4,7 +4,9 @@
 
 # %% auto #0
 __all__ = ['CONFIGS', 'config', 'FREEZE', 'ReconstructorCfg', 'Source', 'Reconstructor', 'PortraitTrainCfg', 'Portrait4DCfg',
-           'build', 'small', 'freeze_renderer', 'of_motion', 'param_groups', 'take_over', 'released_cfg', 'attach']
+           'build', 'training', 'small', 'freeze_renderer', 'of_motion', 'speed', 'take_over', 'terms', 'make_step',
+           'Portraits', 'OnlineCfg', 'motion_encoder', 'open_online', 'open_data', 'check_batch', 'released_cfg',
+           'attach']
 
 # %% ../../nbs/4_papers/44_portrait4d.ipynb #e0c6288f
 from dataclasses import dataclass, fields, replace
@@ -14,10 +16,11 @@ import torch
 from torch import nn
 from fastcore.basics import patch
 from ..base.camera import check_label
-from ..base.core import require, suggest
+from ..base.core import from_dict, repo_path, require, suggest
+from ..base.show import image_grid
 from ..nets.discriminator import Discriminator, DiscriminatorCfg
 from ..nets.encoder import DetailCfg, DetailEncoder, GlobalCfg, GlobalEncoder, check_image
-from ..nets.motion import motion_of
+from ..nets.motion import CodeMotion, motion_of, open_pdfgc
 from ..nets.ops import resize
 from ..nets.superres import SuperRes, SuperResCfg, superres_cfg
 from ..nets.vit import Phi, PhiCfg, PlaneDecoder, PlaneDecoderCfg
@@ -27,8 +30,12 @@ from ..field.background import UNet, UNetCfg, behind
 from ..field.deform import DeformCfg, correspondence
 from ..field.driven import TwoHeads, neck_field, open_deformer, posed_head, released_deformer
 from ..gan.generator import Generator, GeneratorCfg
-from ..gan.checkpoint import released_generator_cfg
-from ..gan.train import ModelCfg, TrainCfg, choose
+from ..gan.reconstruct import Depth, Features, Identity, Opacity, Perceptual, Pixels, ReenactStep, Triplane, judged_opacity
+from ..gan.synthesis import KINDS, RANGES, FourDCfg, open_codes, stamp_of
+from ..gan.terms import R1, Logistic, ScheduleCfg, density_terms
+from ..gan.triples import Heads4D, Online, Triples
+from ..gan.checkpoint import fingerprint, released_generator_cfg
+from ..gan.train import ModelCfg, TrainCfg, after, choose
 
 # %% ../../nbs/4_papers/44_portrait4d.ipynb #0fd7c7d3
 @dataclass(frozen=True)
@@ -218,8 +225,36 @@ class PortraitTrainCfg(TrainCfg):
     lr_G: float = 1e-4
     lr_D: float = 1e-4
     betas: tuple[float, float] = (0.9, 0.999)
-    freeze: str = 'released'       # of `freeze_renderer`
-    cross_lr: float = 1.           # of `param_groups`
+    schedule: ScheduleCfg = ScheduleCfg(blur_sigma=0., raw_size=64, raw_final=128, raw_kimg=1000.)
+    r1_keys: tuple[str, ...] = ('image', 'raw', 'corr', 'mask')
+    corr_gamma: float = 10.        # R1 as GenHead's
+    mask_gamma: float = .25
+    density_every: int = 16
+    density_std: float = .004*1.3
+    freeze: str = 'released'       # of `freeze_renderer`,
+    freeze_kimg: float = 1000.     # until then
+    cross_lr: float = 1.           # motion learns so many times as fast
+    guide_kimg: float = 400.       # depth, features and planes of the GenHead count until then,
+    id_kimg: float = 400.          # identity from then on,
+    adv_kimg: float = 1000.        # the adversary from then on,
+    raw_from: float = 1000.        # and the side of the rendering grows from then on
+    l1: float = 1.                 # weights of the terms
+    lpips: float = 1.
+    opacity: float = .3
+    depth: float = 1.
+    features: float = 1.
+    planes: float = .1
+    identity: float = 1.
+    adv: float = .01
+    exact: bool = False            # of `Features`
+    look: str | None = None        # of `Perceptual`: path of torchvision's VGG-16, 'random', or None: the judge
+    who_is: str | None = None      # of `Identity`: path of a TorchScript ArcFace, or None: the judge
+    motion_file: str | None = None # weights of the motion encoder, where it is a network
+    static: float = .5             # share of a batch that does not move: cross-attention off
+    still: str = 'static'          # who they are: 'static' people of the set, or 'dynamic' ones that keep still (rows B and D)
+    calm: bool = True              # the de-expression has cross-attention (False: rows A and B)
+    parser: bool = False           # opacity from the judge's parser instead of the true one (row G)
+    partners: int = 4              # sources that each target of a stored set meets
 
 
 @dataclass(frozen=True)
@@ -235,6 +270,12 @@ def build(cfg: Portrait4DCfg): # -> (G, D)
     return Reconstructor(cfg.G), Discriminator(cfg.D)
 
 # %% ../../nbs/4_papers/44_portrait4d.ipynb #a22e871a
+def training(raw, kimg=60., batch=16, gamma=.05, **kw): # side of the rendering, ... of PortraitTrainCfg
+    "Of a small model: the release's schedules, shortened so that every phase is seen."
+    s = ScheduleCfg(blur_sigma=0., raw_size=raw, ema_kimg=min(batch*10/32, kimg/20))
+    return PortraitTrainCfg(**dict(kimg=kimg, batch=batch, gamma=gamma, schedule=s, lr_G=5e-4, lr_D=5e-4, corr_gamma=10*gamma, mask_gamma=gamma/4, density_std=.004*.7, freeze_kimg=kimg/3, guide_kimg=kimg/3, id_kimg=kimg/3, adv_kimg=2*kimg/3, snapshot_kimg=10.) | kw)
+
+
 def small(side, raw,                 # of image and photograph, and of the volume rendering, pixels
           coarse, phi, planes,       # GlobalCfg, PhiCfg, PlaneDecoderCfg
           detail=DetailCfg(16, 16, 1), back=(8, 12, 16), # DetailCfg; widths of the U-Net
@@ -246,17 +287,17 @@ def small(side, raw,                 # of image and photograph, and of the volum
     G = ReconstructorCfg(side, coarse, detail, replace(phi, in_dim=coarse.out, motion=61), replace(planes, coarse=phi.out, detail=detail.out, out=3*channels), SamplerCfg(AXES['eg3d_paper'], box_warp=.7),
                          DecoderCfg(channels, 2*channels, channels), RenderCfg(samples, 0, 2.35, 3.05, .7, final_map='none', jitter='picture'), sr, raw, w_dim, UNetCfg(back, channels), 'head', 'opencv', DeformCfg(box=.7), 'codes61')
     D = DiscriminatorCfg(side, ('image', 'raw', 'corr', 'mask'), channel_base=base, channel_max=top, map_layers=2, clamp=None)
-    return Portrait4DCfg(G, D, PortraitTrainCfg(**train))
+    return Portrait4DCfg(G, D, training(raw, **train))
 
 # %% ../../nbs/4_papers/44_portrait4d.ipynb #1ce79d08
 _TINY = small(16, 16, GlobalCfg((8, 12), (1, 1), (1, 1), (1, 2), pool=False, out=16, rates=(2, 4)), PhiCfg(dim=32, heads=2, hidden=16, tokens=4, neutral=1, moving=1, ups=(2, 1), mid=16, out=12), PlaneDecoderCfg(dim=32, wide=24, narrow=16),
-              detail=DetailCfg(8, 12, 1), back=(8, 12), w_dim=32, samples=12, base=341, top=32)
+              detail=DetailCfg(8, 12, 1), back=(8, 12), w_dim=32, samples=12, base=341, top=32, kimg=.064, batch=4, gamma=.3, log_every=1)
 _MICRO = small(32, 32, GlobalCfg((16, 24, 32), (2, 2, 2), (1, 2, 1), (1, 1, 2), pool=False, out=48, rates=(2, 4)), PhiCfg(dim=96, heads=4, hidden=64, tokens=4, neutral=2, moving=2, patch=1, ups=(2, 1), mid=48, out=24),
-               PlaneDecoderCfg(dim=96, wide=64, narrow=32), DetailCfg(24, 24, 1), (12, 16, 24), 12, samples=12, base=1024)
+               PlaneDecoderCfg(dim=96, wide=64, narrow=32), DetailCfg(24, 24, 1), (12, 16, 24), 12, samples=12, base=1024, kimg=6.)
 _MINI = small(64, 32, GlobalCfg((32, 64, 96, 128), (2, 2, 2, 2), out=96, rates=(2, 4, 6)), PhiCfg(dim=176, heads=4, hidden=128, tokens=4, patch=1, ups=(2, 1), mid=64, out=32), PlaneDecoderCfg(dim=128, wide=96, narrow=64),
-              DetailCfg(32, 32, 2), (16, 24, 32, 48), 16, 128, 14, 2048, 128)
+              DetailCfg(32, 32, 2), (16, 24, 32, 48), 16, 128, 14, 2048, 128, kimg=200.)
 CONFIGS = {'tiny': _TINY, 'micro': _MICRO, 'mini': _MINI,
-           'paper': Portrait4DCfg(ReconstructorCfg(phi=PhiCfg(cross='paper'), deform=DeformCfg('paper')), train=PortraitTrainCfg(kimg=12000., freeze='paper')), 'released': Portrait4DCfg()}
+           'paper': Portrait4DCfg(ReconstructorCfg(phi=PhiCfg(cross='paper'), deform=DeformCfg('paper')), train=PortraitTrainCfg(kimg=12000., freeze='paper', guide_kimg=1000., id_kimg=0., schedule=ScheduleCfg(blur_sigma=0., raw_size=64), density='none')), 'released': Portrait4DCfg()}
 
 config = partial(choose, CONFIGS, 'Portrait4D')   # name -> Portrait4DCfg
 
@@ -280,10 +321,9 @@ def of_motion(name): # of a parameter of a Reconstructor -> bool
     return name.startswith(('phi.maps', 'phi.proj_y')) or name.startswith('phi.trans_blocks') and ('.norm2.' in name or '.attn2.' in name)
 
 
-def param_groups(G, lr, cross=1.): # -> two groups for an optimiser
-    "Motion learns `cross` times as fast as the rest."
-    pick = lambda yes: [p for n, p in G.named_parameters() if of_motion(n) == yes]
-    return [dict(params=pick(False), lr=lr), dict(params=pick(True), lr=lr*cross)]
+def speed(cfg: Portrait4DCfg): # -> name of a parameter of G -> factor of its learning rate
+    "Motion learns `cross_lr` times as fast as the rest: what the loop groups parameters by."
+    return lambda name: cfg.train.cross_lr if of_motion(name) else 1.
 
 # %% ../../nbs/4_papers/44_portrait4d.ipynb #ceea9419
 def take_over(cfg,
@@ -301,6 +341,106 @@ def take_over(cfg,
     lost = [k for k in own if k.startswith(('decoder.', 'superres.', 'w_avg')) and (k not in given or given[k].shape != own[k].shape)]
     require(not lost, f'the given network is no GenHead of this renderer: {lost[0]!r} is missing or has another shape' if lost else '')
     return out
+
+# %% ../../nbs/4_papers/44_portrait4d.ipynb #cd4b7b31
+def terms(cfg: Portrait4DCfg) -> list:
+    "Eq. 4, and what the release adds."
+    t = cfg.train
+    guide = lambda w: lambda k: w if k < t.guide_kimg else 0.
+    same = [Pixels(t.l1), Perceptual(t.lpips, look=t.look), Opacity(t.opacity, parser=judged_opacity if t.parser else None), Identity(after(t.id_kimg, t.identity), who_is=t.who_is)]
+    same += [Depth(guide(t.depth)), Features(guide(t.features), exact=t.exact), Triplane(guide(t.planes))]
+    smooth = density_terms(t.density, t.density_weight, t.density_every, t.density_std, cfg.G.sampler.box_warp)
+    judged = [Logistic(after(t.adv_kimg, t.adv), who='G'), Logistic(after(t.adv_kimg), who='D'), R1(after(t.adv_kimg), t.r1_every, t.gamma, t.r1_keys, t.mask_gamma, t.corr_gamma)] if t.adv else []
+    return same + smooth + judged
+
+
+def make_step(cfg: Portrait4DCfg): # -> function with the arguments of Step
+    "What the loop of notebook 37 makes its steps by."
+    t = cfg.train
+    return partial(ReenactStep, calm=t.calm, raw_from=t.raw_from, rests=partial(freeze_renderer, how=t.freeze, until=t.freeze_kimg))
+
+# %% ../../nbs/4_papers/44_portrait4d.ipynb #235d6047
+class Portraits(Triples):
+    "A stored set, and who keeps still in it."
+    def __init__(self, heads, partners=4, static=.5, still='static', deformer=None, motion=None):
+        require(still in KINDS, f'train.still is {still!r}{suggest(still, KINDS)}')
+        own = still == 'dynamic'
+        super().__init__(heads, partners, static=(0. if own else static), deformer=deformer, motion=motion)
+        self.static, self.still, self.hash = static, still, stamp_of([self.hash, static, still])
+
+    def triple(self, index, kind=None):
+        "Who keeps still may be somebody who could move: the source is then the driving picture's own motion."
+        if kind != 'static' or self.still == 'static': return super().triple(index, kind)
+        _, d, t, _ = super().triple(index, 'dynamic')
+        return d, d, t, 'static'
+
+    def __getitem__(self, i): return self.heads[i % len(self.heads)]   # for looking
+
+
+@dataclass(frozen=True)
+class OnlineCfg:
+    "Batches that a GenHead makes while somebody trains on them. Defaults: the release's."
+    online: str                           # the GenHead: a shipped name, a .safetensors file, the folder of a run, a released .pkl
+    still: str | list | None = None       # codes of pictures, and of clips, as of data_recipes/genhead_4d; None: made up
+    clips: str | list | None = None
+    layout: str = 'head'                  # of the codes
+    ranges: str = 'released'              # of cameras and necks, as of the recipe
+    psi: float = .95
+    cutoff: int | None = 14
+    points: int = 4000
+    seed: int = 0
+
+# %% ../../nbs/4_papers/44_portrait4d.ipynb #b701cfcb
+def motion_encoder(cfg: Portrait4DCfg, rig): # -> MotionEncoder
+    "The one that the configuration names."
+    name = cfg.G.motion
+    if name == 'pdfgc':
+        require(cfg.train.motion_file, "G.motion is 'pdfgc': train.motion_file must name its weights (motion_model.pth)")
+        return open_pdfgc(repo_path(cfg.train.motion_file))[0]
+    made = CodeMotion(rig.n_shape, rig.n_expression)
+    require(name == made.name and made.dim == cfg.G.phi.motion, f"G.motion is {name!r} and G.phi.motion {cfg.G.phi.motion}; known: 'pdfgc' (548), and {made.name!r} ({made.dim}): the codes of this rig")
+    return made
+
+
+def open_online(given, opener, static, motion): # dict of OnlineCfg, function name -> generator, ... -> Online
+    "A GenHead that makes batches."
+    o = from_dict(OnlineCfg, given, 'data')
+    require(o.ranges in RANGES, f'data.ranges is {o.ranges!r}{suggest(o.ranges, RANGES)}')
+    at = lambda x: x if x is None else [str(repo_path(y)) for y in x] if isinstance(x, list) else str(repo_path(x))
+    G = opener(str(p) if (p := repo_path(o.online)).exists() else o.online)
+    G = (G[0] if isinstance(G, tuple) else G).eval().requires_grad_(False).to('cuda' if torch.cuda.is_available() else 'cpu')
+    return Online(G, open_codes(at(o.still), at(o.clips), o.layout), FourDCfg(ranges=RANGES[o.ranges], psi=o.psi, cutoff=o.cutoff, points=o.points, seed=o.seed), fingerprint(G.state_dict())[:12], static=static, motion=motion)
+
+
+def open_data(cfg: Portrait4DCfg, given, opener): # `data` of a run: folder of a set, or dict of OnlineCfg; function: name -> generator
+    "What a run is trained on; `BadInput` where it does not fit the configuration."
+    require(given, 'this run needs `data`: the folder of a set of 4D heads (data_recipes/genhead_4d), or {online: a GenHead}')
+    deformer, t = open_deformer(cfg.G.rig, cfg.G.deform or DeformCfg()), cfg.train
+    motion = motion_encoder(cfg, deformer.rig)
+    require(not isinstance(given, dict) or t.still == 'static', "train.still is 'dynamic': that wants a stored set")
+    data = open_online(given, opener, t.static, motion) if isinstance(given, dict) else Portraits(Heads4D(repo_path(given)), t.partners, t.static, t.still, deformer, motion)
+    return check_batch(cfg, data)
+
+# %% ../../nbs/4_papers/44_portrait4d.ipynb #e2b1e604
+def check_batch(cfg: Portrait4DCfg, data): # -> the same
+    "One picture is read, and every number that must fit is looked at."
+    b, g, where = data.load([0]), cfg.G, data.path
+    lost = [k for k, w in (('feat', cfg.train.features), ('point_feat', cfg.train.planes)) if w and k not in b]
+    require(not lost, f'{where}: the set has no {" and no ".join(lost)} (true renders have none): set train.features and train.planes to 0')
+    rows = dict(image=(b['image'].shape[-1], cfg.G.side), source=(b['source'].shape[-1], g.image), motion=(b['driving_motion'].shape[1], g.phi.motion))
+    if cfg.train.features: rows['channels of feat'] = b['feat'].shape[1], g.decoder.out_dim
+    if cfg.train.planes: rows['channels of point_feat'] = b['point_feat'].shape[2], g.decoder.in_dim
+    for k, (have, want) in rows.items(): require(have == want, f'{where}: {k} {have}, the configuration wants {want}')
+    return data
+
+
+@patch
+@torch.no_grad()
+def preview(self: Reconstructor, run, rows=4): # of notebook 37 -> uint8 [h,w,3]
+    "Photograph, driving picture, what is made, what is wanted."
+    b = next(iter(run.sets.values())).load(list(range(rows)), run.device)
+    s = run.make_step(self, run.D, b['image'].new_zeros(rows, 0), b['c'], b, run.gan_nimg, run.cfg.schedule, 'D', deterministic=True)
+    return image_grid(torch.stack([x.float().cpu() for x in (b['source'], b['driving'], s.fake['image'], b['image'])], 1).flatten(0, 1), ncols=4)
 
 # %% ../../nbs/4_papers/44_portrait4d.ipynb #41249695
 def released_cfg(kwargs,       # constructor arguments of a released reconstructor, by their names
