@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FLAME', 'HEAD', 'MOST', 'FIELDS', 'MAGIC', 'HEAD_BYTES', 'NOTHING', 'BRANCH', 'LEAF', 'OVERFLOW', 'META', 'BIG',
-           'Layout', 'parts_of', 'turned', 'still', 'drive_of', 'label_of', 'check_rows', 'read_arrays', 'write_arrays',
+           'Layout', 'parts_of', 'still', 'drive_of', 'label_of', 'check_rows', 'read_arrays', 'write_arrays',
            'read_datum', 'write_datum', 'Lmdb', 'write_lmdb', 'CodedHeads', 'encoded', 'write_coded', 'short',
            'coded_items', 'layout_meta', 'lmdb_to_dataset']
 
@@ -43,13 +43,6 @@ def parts_of(labels,         # [..., size]
     return dict(zip(layout.sizes, torch.as_tensor(labels).split(list(layout.sizes.values()), -1)))
 
 # %% ../../nbs/3_gan/31b_codes.ipynb #724b7702
-def turned(c, layout=FLAME,  # [n,25] as the files have them
-           back=False,       # our own -> the file's
-          ):                 # [n,25] in our axes
-    "`relabel` between the axes of a layout and ours."
-    return relabel(c, *(('opencv', layout.camera) if back else (layout.camera, 'opencv')))
-
-
 def still(drive): # [...,k] -> the same with the neck at rest: labels hold all rotation of the head in the camera
     "The neck's three angles stand twelve from the end."
     return torch.cat([drive[..., :-12], torch.zeros_like(drive[..., -12:-9]), drive[..., -9:]], -1)
