@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch, yaml
 from headnb.base.core import BadInput, from_dict, repo_path, require, suggest, to_dict, write_atomic
 from headnb.gan.checkpoint import fingerprint, save
+from headnb.gan.renders import TrueHeads
 from headnb.gan.synthesis import RANGES, Cost, FourDCfg, Ranges, Work, make_set, measure, open_codes, plan, plan_picture, plan_text
 from headnb.gan.triples import Heads4D, to_dataset
 from headnb.view import open_any
@@ -20,7 +21,8 @@ from headnb.view import open_any
 @dataclass(frozen=True)
 class Spec:
     "A set of 4D heads."
-    checkpoint: str = ''                  # shipped name, .safetensors file, folder of a run, or a released .pkl; '': an untrained GenHead (tests, bills)
+    checkpoint: str = ''                  # shipped name, .safetensors file, folder of a run, or a released .pkl; '': an untrained GenHead (tests, bills); 'renders': the parametric head itself (31e)
+    side: int = 64                        # pixels of a picture, of 'renders' alone
     untrained: str = 'tiny'               # its configuration, driven by the head that is shipped
     layout: str = 'head'                  # of the codes: 'head' (the one that ships) or 'flame'
     still: str | list | None = None       # pictures with codes: a data set, or [..._shape_n_c_params.npy, ..._motion_params.npy]; None: made-up people
@@ -77,9 +79,10 @@ def found(name): return str(p) if (p := repo_path(name)).exists() else name     
 
 def work_of(s, out, device='cpu'): # Spec -> Work
     "What the workers need; a wrong generator or sample set is refused here."
-    name = found(s.checkpoint) if s.checkpoint else str(untrained(out, s.untrained))
+    if s.checkpoint == 'renders': maker = partial(TrueHeads, s.side, s.raw_size or s.side//2)
+    else: maker = partial(open_any, found(s.checkpoint) if s.checkpoint else str(untrained(out, s.untrained)))
     at = lambda x: None if x is None else [found(y) for y in x] if isinstance(x, list) else found(x)
-    w = Work(partial(open_any, name), partial(open_codes, at(s.still), at(s.clips), s.layout), s.cfg, Path(out), '', device)
+    w = Work(maker, partial(open_codes, at(s.still), at(s.clips), s.layout), s.cfg, Path(out), '', device)
     G, _ = w.open()
     return replace(w, weights=fingerprint(G.state_dict())[:12])
 

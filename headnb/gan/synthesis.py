@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['RANGES', 'KINDS', 'AGAIN', 'seeded', 'uniform', 'Ranges', 'cameras', 'Codes', 'made_codes', 'open_codes', 'FourDCfg',
-           'Person', 'person', 'Stage', 'check_generator', 'coarse_points', 'shoot', 'packed', 'add', 'Shard',
-           'per_shard', 'shards', 'picture_name', 'die_here', 'film', 'one_thread', 'make_shard', 'members', 'member',
-           'complaint', 'Work', 'stamp_of', 'claim', 'missing', 'make_set', 'shard_labels', 'finish', 'Cost', 'cost',
-           'device_name', 'measure', 'plan', 'plan_text', 'plan_picture']
+           'Person', 'person', 'Stage', 'on_stage', 'check_generator', 'coarse_points', 'shoot', 'packed', 'add',
+           'Shard', 'per_shard', 'shards', 'picture_name', 'die_here', 'film', 'one_thread', 'make_shard', 'members',
+           'member', 'complaint', 'Work', 'stamp_of', 'claim', 'missing', 'make_set', 'shard_labels', 'finish', 'Cost',
+           'cost', 'device_name', 'measure', 'plan', 'plan_text', 'plan_picture']
 
 # %% ../../nbs/3_gan/31c_synthesis.ipynb #e6c5ce5c
 import contextlib, functools, hashlib, io, json, math, os, signal, sys, tarfile, time
@@ -214,6 +214,11 @@ class Stage:
         self.style = G.mapping.w_avg.view(1, 1, -1)
 
 
+def on_stage(G, *args): # generator, as of Stage
+    "Identities ready to be filmed; whoever is no generator has a stage of its own (31e)."
+    return G.on_stage(*args) if hasattr(G, 'on_stage') else Stage(G, *args)
+
+
 def check_generator(G, codes): # -> G; BadInput if it cannot be driven by these codes
     "Is this the right generator?"
     rig = G.rig
@@ -249,6 +254,7 @@ def shoot(stage, drive, c,        # Stage; [p,drive_dim], p poses; [n,25], n a m
           seed,                   # name of the random numbers
           raw_size=None, points=4000):
     "dict(image [n,3,R,R] -1..1, mask, depth [n,1,r,r], feat [n,C,r,r] -1..1, points [n,k,3], point_feat [n,k,C])."
+    if hasattr(stage, 'shoot'): return stage.shoot(drive, c, raw_size)
     G, n, r = stage.G, len(c), raw_size or stage.G.cfg.raw_size
     many = lambda x: x.repeat_interleave(n//len(x), 0) if len(x) < n else x
     posed, planes = G.pose(drive), many(stage.planes)
@@ -270,9 +276,9 @@ def _npy(a, dtype): f = io.BytesIO(); np.save(f, np.ascontiguousarray(a.cpu().nu
 def packed(shot, label): # one picture's tensors as of `shoot`, its label -> {ending: bytes}
     "A picture and its labels as files."
     u8 = lambda x: (x*255).round().clamp(0, 255).byte().cpu().numpy()
+    kept = {k: t for k, t in (('feat', '<f2'), ('points', '<f4'), ('point_feat', '<f2')) if k in shot}       # true renders (31e) have none
     return {'image.png': _png(u8((shot['image'].movedim(0, -1) + 1)/2)), 'mask.png': _png(u8(shot['mask'][0])),
-            'depth.png': _png((shot['depth'][0]*DEPTH_UNIT).round().clamp(0, 65535).cpu().numpy().astype(np.uint16)), 'feat.npy': _npy(shot['feat'], '<f2'),
-            'points.npy': _npy(shot['points'], '<f4'), 'point_feat.npy': _npy(shot['point_feat'], '<f2'), 'label.npy': _npy(label, '<f4')}
+            'depth.png': _png((shot['depth'][0]*DEPTH_UNIT).round().clamp(0, 65535).cpu().numpy().astype(np.uint16)), **{f'{k}.npy': _npy(shot[k], t) for k, t in kept.items()}, 'label.npy': _npy(label, '<f4')}
 
 
 def add(tar, name, data): # tarfile, member, bytes
@@ -318,7 +324,7 @@ def die_here(place): # 'identity:dynamic-3', 'written:dynamic-000001.tar', 'name
 def film(G, cfg, codes, kind, i, stamp): # -> yields (member, bytes)
     "All records of an identity."
     p, d = person(cfg, codes, kind, i, G.cfg.mapping.z_dim), G.mapping.w_avg.device
-    stage, key = Stage(G, p.z, p.cond, cfg.psi, cfg.cutoff, cfg.raw_size), f'{kind[0]}{i:06d}'
+    stage, key = on_stage(G, p.z, p.cond, cfg.psi, cfg.cutoff, cfg.raw_size), f'{kind[0]}{i:06d}'
     m, v = p.labels.shape[:2]
     yield f'{key}.json', json.dumps(dict(kind=kind, identity=i, motions=m, views=v, stamp=stamp)).encode()
     yield f'{key}.z.npy', _npy(p.z[0], '<f4')

@@ -6,7 +6,7 @@
 __all__ = ['KEYS', 'DRAWN', 'MOTION', 'VIEWS', 'kinds_of', 'Heads4D', 'to_dataset', 'Mesh', 'with_labels', 'Triples', 'Online']
 
 # %% ../../nbs/3_gan/31d_triples.ipynb #ed30adf4
-import io, json, math
+import functools, io, json, math
 from dataclasses import dataclass, replace
 from pathlib import Path
 import numpy as np
@@ -49,6 +49,10 @@ class Heads4D(torch.utils.data.Dataset):
     def drive(self): return self.rows[:, 25:]
     @property
     def names(self): return [picture_name(*self.where(i)[1:]) for i in range(len(self))]
+    @functools.cached_property
+    def kept(self): # which of the arrays there are: true renders (31e) have the background alone
+        path, table = self.table(0)
+        return [k for k in ('feat', 'back', 'points', 'point_feat') if any(n.endswith(f'.{k}.npy') for n in table)]
     def __len__(self): return len(self.rows)
     def __repr__(self): return f'Heads4D({self.path.name}: {len(self)} pictures of {self.resolution} in {len(self.shards)} shards)'
 
@@ -180,10 +184,10 @@ def triple(self: Triples, index, kind=None): # ticket; None: of whatever kind it
 def read(self: Triples, index, kind=None): # -> dict(KEYS) of one ticket
     "Three pictures and what is kept of the target."
     s, d, t, kind = self.triple(index, kind)
-    image, mask, depth, *kept = self.heads.get(t, 'image.png', 'mask.png', 'depth.png', 'feat.npy', 'back.npy', 'points.npy', 'point_feat.npy')
+    image, mask, depth, *kept = self.heads.get(t, 'image.png', 'mask.png', 'depth.png', *(f'{k}.npy' for k in self.heads.kept))
     rgb = lambda a: torch.from_numpy(a).permute(2, 0, 1).float()/127.5 - 1
     one = dict(image=rgb(image), mask=torch.from_numpy(mask)[None].float()/255, depth=torch.from_numpy(depth.astype(np.float32))[None]/DEPTH_UNIT, scale=torch.tensor(float(kind == 'dynamic')), index=torch.tensor(index))
-    one |= {k: torch.from_numpy(a).float() for k, a in zip(('feat', 'back', 'points', 'point_feat'), kept)}
+    one |= {k: torch.from_numpy(a).float() for k, a in zip(self.heads.kept, kept)}
     one |= {k: rgb(self.heads.get(i, 'image.png')[0]) for k, i in (('source', s), ('driving', d))}
     return one | {f'{v}{k}': x[i] for v, i in zip(VIEWS, (t, s, d)) for k, x in (('c', self.labels), ('drive', self.drive))}
 
@@ -193,7 +197,7 @@ def load(self: Triples, indices, device='cpu'): # -> batch
     "A batch."
     kinds = [None]*len(indices) if self.static is None else kinds_of(len(indices), self.static, seeded('kinds', self.seed, *indices))
     rows = [self.read(*x) for x in zip(indices, kinds)]
-    out = {k: torch.stack([r[k] for r in rows]).to(device, non_blocking=True) for k in KEYS}
+    out = {k: torch.stack([r[k] for r in rows]).to(device, non_blocking=True) for k in KEYS if k in rows[0]}
     return with_labels(out, self.deformer, self.motion) if self.deformer else out
 
 # %% ../../nbs/3_gan/31d_triples.ipynb #7dfd1762
