@@ -102,7 +102,7 @@ class Pixels(Term):
 # %% ../../nbs/3_gan/35b_reconstruct.ipynb #3c20f618
 @cache
 def _judges(device):
-    j = load_judges(device=device)
+    with torch.random.fork_rng(): j = load_judges(device=device)      # loaded in the midst of a training: its random numbers are not touched
     j.net.requires_grad_(False)
     return j
 
@@ -111,7 +111,9 @@ def _judges(device):
 def perceptual(look=None, device='cpu'): # path of torchvision's VGG-16, 'random', None: the judge -> module (a, b) -> [n], with a name
     "A frozen perceptual distance; loaded once."
     if look is None: return StageDistance(_judges(device).net.stages, f'{_judges(device).name} stages')
-    return Lpips('vgg', None if look == 'random' else repo_path(look)).to(device).eval().requires_grad_(False)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)                                             # the same random trunk in a run that is resumed
+        return Lpips('vgg', None if look == 'random' else repo_path(look)).to(device).eval().requires_grad_(False)
 
 
 @dataclass(frozen=True)
