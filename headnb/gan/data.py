@@ -204,7 +204,7 @@ class HeadDataset(torch.utils.data.Dataset):
         self.cache = cache
         self._start_cache(cache)
         if not (mirror and labels): return
-        require(self.drive is None, f'{path}: mirrored pictures need mirrored codes, and what mirrors them is the rig; write both into the set (`fit`, notebook 38b) and leave `mirror` off')
+        require(self.drive is None, f'{path}: mirrored pictures need mirrored codes, and what mirrors them is the rig; write both into the set (`fit`, notebook 38c) and leave `mirror` off')
         self.rows = torch.cat([self.rows, mirror_label(self.rows)])
 
     @property

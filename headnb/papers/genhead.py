@@ -442,7 +442,7 @@ def arrange(cfg: GenHeadCfg, data): # HeadDataset -> the same
     require(not extra, f'train.r1_keys names {extra}, which D does not read; it reads {cfg.D.keys}')
     require(not ('corr' in cfg.D.keys and not cfg.G.corr), 'D reads correspondence maps, and G draws none (corr: false)')
     have = None if getattr(data, 'drive', None) is None else data.drive.shape[1]
-    require(have or not cfg.G.deform, f'{data.path}: labels have camera numbers only; GenHead needs shape, expression and pose behind them (data_recipes/anny_heads, or the fitting of 38b_fit)')
+    require(have or not cfg.G.deform, f'{data.path}: labels have camera numbers only; GenHead needs shape, expression and pose behind them (data_recipes/anny_heads, or the fitting of 38c_fit_photos)')
     require(not (have and cfg.G.deform and cfg.G.rig == 'head') or have == load_head().drive_dim, f'{data.path}: {have} codes a picture; the shipped head has {load_head().drive_dim} (another rig? then G.rig names the folder of its files)')
     require(not getattr(data, 'mirror', False), 'mirror: codes are not mirrored; write the mirrored pictures and their codes into the set')
     if cfg.train.copies: data.weights = view_copies(data.labels, cfg.train.copies)
