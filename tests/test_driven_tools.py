@@ -49,11 +49,12 @@ def data(tmp_path_factory):
 def template(name, **params):
     "Run a papermill template here; -> its variables."
     space, cells = {}, [c for c in json.loads(repo_path(f'nbs/9_runs/{name}.ipynb').read_text())['cells'] if c['cell_type'] == 'code']
-    for c in cells:
-        exec(compile(''.join(c['source']), name, 'exec'), space)
-        if 'parameters' in c['metadata'].get('tags', ()):
-            assert params.keys() <= space.keys(), params
-            space |= params
+    with torch.enable_grad():                           # a template switches gradients off for its process: here, until it ends
+        for c in cells:
+            exec(compile(''.join(c['source']), name, 'exec'), space)
+            if 'parameters' in c['metadata'].get('tags', ()):
+                assert params.keys() <= space.keys(), params
+                space |= params
     return space
 
 
