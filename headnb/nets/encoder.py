@@ -12,7 +12,6 @@ from math import prod
 import torch
 from torch import nn
 import torch.nn.functional as F
-from fastcore.basics import patch
 from ..base.core import BadInput, require
 
 # %% ../../nbs/1_nets/14_encoder.ipynb #7c5b073f
