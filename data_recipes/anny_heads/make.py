@@ -36,6 +36,9 @@ class Spec:
     specs: bool = True
     codes: bool = False             # frontal, clips: labels carry the codes of the rig behind the camera (shape, expression, neck, jaw, eyes); necks are straight, so that the camera has the whole turn of the head
     lively: bool = False            # frontal: every second picture is a moment of a clip
+    gaze: float = 1.                # of near pictures, and of clips
+    near: int = 0                   # frontal: one picture of so many is taken through a longer lens, and its eyes wander `gaze` times as far; 0: none
+    zoom: float = 2.                # by how much it is longer: about 2 shows the face alone
     masks: bool = True
     depth: bool = True
     maps: tuple[str, ...] = ()      # further maps: seg, normal, corr
@@ -93,16 +96,16 @@ def _yaw(s, r): # frontal: normal; full360: uniform, or mostly faces and some fr
 
 def _single(s, i): # frontal and full360: person i, one picture
     r, h = random.Random(s.seed*1_000_003 + i*7 + 5), sample_head(s.seed + i, hats=s.hats, specs=s.specs, psi=s.psi)
-    yaw = _yaw(s, r)
+    yaw, near = _yaw(s, r), s.near and i % s.near == s.near - 1
     pitch = max(-2.5, min(2.5, r.gauss(0, 1)))*s.pitch
     said = camera(yaw + s.label_drift*math.sin(math.radians(yaw)) + r.gauss(0, s.label_noise), pitch + r.gauss(0, s.label_noise))
-    true = cropped(camera(yaw, pitch), r.gauss(0, s.crop_shift), r.gauss(0, s.crop_shift) + s.crop_drift*(1 - math.cos(math.radians(yaw)))/2, math.exp(r.gauss(0, s.crop_scale)))
-    if s.lively and i % 2: h = moment(h, s.seed + i)
+    true = cropped(camera(yaw, pitch), r.gauss(0, s.crop_shift), r.gauss(0, s.crop_shift) + s.crop_drift*(1 - math.cos(math.radians(yaw)))/2, (s.zoom if near else 1.)*math.exp(r.gauss(0, s.crop_scale)))
+    if s.lively and i % 2: h = moment(h, s.seed + i, gaze=s.gaze if near else 1.)
     return h, true, said if s.kind == 'full360' else true, dict(person=i)
 
 
-def moment(h, seed, frames=48): # HeadParams -> the same person in the middle of a motion
-    e, jaw, _, eyes = (a[frames//2] for a in track(frames, seed, _names()))
+def moment(h, seed, frames=48, gaze=1.): # HeadParams -> the same person in the middle of a motion
+    e, jaw, _, eyes = (a[frames//2] for a in track(frames, seed, _names(), gaze))
     return replace(h, expression=tuple(e.tolist()), jaw=tuple(jaw.tolist()), eyes=tuple(eyes.tolist()))
 
 
@@ -136,7 +139,7 @@ def smooth_noise(frames, channels, width, seed): # frames [t], standard deviatio
     return np.stack([np.convolve(x[:, j], w/np.sqrt((w**2).sum()), 'valid') for j in range(channels)], 1)
 
 
-def track(frames, seed, names): # -> expression [t,52] 0..1, jaw, neck, eyes [t,3] radians
+def track(frames, seed, names, gaze=1.): # -> expression [t,52] 0..1, jaw, neck, eyes [t,3] radians
     "A smooth track: a few muscles at a time, pairs nearly together, blinks, gaze, jaw and neck."
     g = np.random.default_rng(seed)
     e = np.clip(smooth_noise(frames, 52, 7, seed + 1) - 1.15, 0, 1.6)/1.6*g.uniform(.5, 1., 52)
@@ -153,7 +156,7 @@ def track(frames, seed, names): # -> expression [t,52] 0..1, jaw, neck, eyes [t,
     talk = np.clip(smooth_noise(frames, 1, 2.5, seed + 2)[:, 0], 0, 2)/2*np.clip(smooth_noise(frames, 1, 20, seed + 3)[:, 0] + .5, 0, 1)
     jaw = np.stack([.22*talk, .02*smooth_noise(frames, 1, 8, seed + 4)[:, 0], 0*talk], 1)
     neck = smooth_noise(frames, 3, 14, seed + 5)*np.array([.08, .16, .05])
-    eyes = smooth_noise(frames, 3, 4, seed + 6)*np.array([.07, .13, 0])
+    eyes = smooth_noise(frames, 3, 4, seed + 6)*np.array([.07, .13, 0])*gaze
     for i, n in enumerate(names):                               # lids follow the gaze
         if n.startswith('eyeLookDown'): e[:, i] = np.clip(eyes[:, 0]/.35, 0, 1)
         if n.startswith('eyeLookUp'): e[:, i] = np.clip(-eyes[:, 0]/.35, 0, 1)
@@ -180,7 +183,7 @@ def _clip(s, i, cache={}):
     key = (s.seed, p, k, s.frames)
     if key not in cache:
         cache.clear()
-        cache[key] = track(s.frames, 17*(s.seed + p) + 1009*k, _names()), random.Random(s.seed*31 + p*101 + k).gauss(0, s.yaw/2), smooth_noise(s.frames, 2, 20, 5*p + k)
+        cache[key] = track(s.frames, 17*(s.seed + p) + 1009*k, _names(), s.gaze), random.Random(s.seed*31 + p*101 + k).gauss(0, s.yaw/2), smooth_noise(s.frames, 2, 20, 5*p + k)
     (e, jaw, neck, eyes), yaw, sway = cache[key]
     c = camera(max(-s.yaw, min(s.yaw, yaw + 4*sway[f, 0])), s.pitch/2*sway[f, 1])
     row = lambda a: tuple(float(x) for x in a[f])
