@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['READS', 'METRICS', 'Rows', 'vertices', 'asked', 'acting', 'TrueHeads', 'sample_rows', 'Deaf', 'Leaky', 'Estimator',
-           'code_spread', 'JudgeEye', 'CheckedEye', 'estimator', 'angle_gap', 'head_height', 'face_of', 'code_moves',
-           'code_gap', 'shape_variance', 'view_rows', 'distinct', 'mood_rows', 'shape_rows', 'watch', 'others',
-           'relative', 'told', 'scores', 'variance_scores', 'motion_scores', 'driven', 'drive_fid']
+           'code_spread', 'JudgeEye', 'CheckedEye', 'estimator', 'angle_gap', 'head_height', 'code_moves', 'code_gap',
+           'shape_variance', 'view_rows', 'distinct', 'mood_rows', 'shape_rows', 'watch', 'others', 'relative', 'told',
+           'scores', 'variance_scores', 'motion_scores', 'driven', 'drive_fid']
 
 # %% ../../nbs/3_gan/34f_control.ipynb #0c819521
 import functools, hashlib, math
@@ -189,18 +189,11 @@ def head_height(rig):  # world units: .38 for the anny head
     return 1.9067*float((p[8] - p[27]).norm())
 
 
-def face_of(rig):      # [v] bool
-    "The vertices of the face; all where the rig has no masks."
-    d = rig.data
-    if 'mask_names' not in d: return torch.ones(len(rig.v_template), dtype=torch.bool)
-    return torch.as_tensor(d['masks'][:, list(d['mask_names']).index('face')] > 127)
-
-
 def code_moves(rig, part,        # 'shape' or 'expression'
                where='face'):    # or 'landmarks'; -> [m,3,k] percent of a head
     "Where one unit of each code moves the head."
     x = (rig.shapedirs if part == 'shape' else rig.expdirs).permute(2, 0, 1)
-    x = rig.landmarks(x)[:, :68] if where == 'landmarks' else x[:, face_of(rig)]
+    x = rig.landmarks(x)[:, :68] if where == 'landmarks' else x[:, rig.face_ids]
     return 100/head_height(rig)*x.permute(1, 2, 0)
 
 
