@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 from fastcore.basics import patch
 from .core import BadInput, progress, require, suggest, write_atomic
 from .camera import orbit, project
+from .provenance import mark
 
 # %% ../../nbs/0_base/02_show.ipynb #096e254a
 def to_uint8(x # [n,c,h,w] or [c,h,w] in -1..1 (c = 1 or 3), or uint8 [n,h,w,3] / [h,w,3]
@@ -196,7 +197,8 @@ def _even(im): # uint8 [h,w,3]
 def save_video(frames,     # pictures, as `to_uint8` takes them; or an iterable of such, which is never held whole
                path,       # .gif or .mp4
                fps=24,     # frames per second
-               total=None  # items of an iterable without a length, for the progress bar
+               total=None, # items of an iterable without a length, for the progress bar
+               meta=None   # what the file says about how it was made, of `headnb.base.provenance.facts`
               ):           # path
     "Write pictures as an animation; an unfinished file never appears under `path`."
     import imageio.v2 as imageio
@@ -210,6 +212,7 @@ def save_video(frames,     # pictures, as `to_uint8` takes them; or an iterable 
         with imageio.get_writer(f, **how) as video:
             for n, im in enumerate((im for x in progress(frames, total, 'video') for im in to_uint8(x)), 1): video.append_data(_even(im) if kind == '.mp4' else im)
         require(n > 0, f'{path.name}: there is no picture to write')
+        if meta: mark(f, meta)
         return write_atomic(path, f.read_bytes())
 
 # %% ../../nbs/0_base/02_show.ipynb #2d0fceb7

@@ -78,11 +78,12 @@ def save_frames(s, c,        # Subject, [n,25]
 def save_turntable(render,      # render(c [n,25]) -> dict
                    path,        # .mp4 or .gif
                    n=72, fps=24, # pictures of one full turn; per second
-                   pitch=0., radius=2.7, focal=4.2647, pivot=(0,0,0), key='image'): # of `camera.orbit`; which output; -> path
+                   pitch=0., radius=2.7, focal=4.2647, pivot=(0,0,0), key='image', # of `camera.orbit`; which output
+                   meta=None): # of `save_video`; -> path
     "A full turn, starting in front."
     require(n >= 1, f'n is {n}; a turn has at least one picture')
     c = orbit(torch.arange(n)*2*np.pi/n, pitch, radius, pivot, focal)
-    return save_video((render(one)[key] for one in c.split(1)), path, fps, n)
+    return save_video((render(one)[key] for one in c.split(1)), path, fps, n, meta)
 
 # %% ../../nbs/3_gan/39c_capture.ipynb #fecc6b42
 def turn_z_to(n): # [m,3] unit vectors
