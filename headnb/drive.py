@@ -13,10 +13,12 @@ from pathlib import Path
 import torch
 from .base.core import BadInput, require, suggest
 from .base.camera import orbit
+from .base.provenance import facts
 from .base.show import OrbitViewer, Slider, SLIDERS, save_video
 from .field.clips import clip_drive, read_clip, resample, turn
 from .field.heads import HeadParams, render_heads, sample_head
 from .field.rig import compose, load_head
+from .gan.checkpoint import fingerprint
 from .gan.codes import still
 from .gan.control import acting
 from .view import open_any
@@ -51,14 +53,16 @@ class TrueHead:
         out = render_heads(acting(self.rig, [self.head]*len(drive), drive), c.cpu(), self.size, self.hair, corr=False)
         return {k: out[k] for k in ('image', 'depth', 'mask')}
 
+    def about(self, **more): return facts('parametric head', kind='algorithmicMedia', **more) # of `facts`: what a film of it says
+
 # %% ../nbs/6_tools/62b_drive.ipynb #b3de4ac5
 class MadeHead:
     "A person of a driven generator."
-    def __init__(self, G, shape=None, seed=0, psi=.7): # GenHead; [1,n_shape], None: the mean; where its sliders start
+    def __init__(self, G, shape=None, seed=0, psi=.7, name=''): # GenHead; [1,n_shape], None: the mean; where its sliders start; its name in the provenance of films
         require(G.rig is not None, f'{type(G).__name__} cannot be driven: a head needs a generator with a pose (GenHead) whose rig is there')
         self.G, self.rig, self.radius, self.focal, self.device = G.eval(), G.rig, G.cfg.radius, G.cfg.focal, G.mapping.w_avg.device
         self.shape = G.rig.join(shape)[:, :G.rig.n_shape].to(self.device)
-        self.sliders = {k: replace(SLIDERS[k], start=x) for k, x in (('seed', seed), ('psi', psi))}
+        self.sliders, self.name = {k: replace(SLIDERS[k], start=x) for k, x in (('seed', seed), ('psi', psi))}, name or type(G).__name__
         self.person = functools.lru_cache(4)(self._person)
 
     def _person(self, seed, psi): # -> ws, planes, made once
@@ -73,6 +77,8 @@ class MadeHead:
         many = lambda x: x.repeat_interleave(n, 0)
         out = self.G.synthesize(many(ws), c.to(self.device), raw_size, planes=many(planes), drive=drive.to(self.device), noise='const', deterministic=True)
         return {k: x.cpu() for k, x in out.items() if k in ('image', 'depth', 'mask', 'raw', 'corr')}
+
+    def about(self, **more): return facts(self.name, fingerprint(self.G.state_dict()), **{k: s.start for k, s in self.sliders.items()} | more)
 
 # %% ../nbs/6_tools/62b_drive.ipynb #751db519
 GROUPS = dict(jaw='jaw', mouth='mouth', tongue='mouth', eye='eyes', brow='brows', cheek='cheeks and nose', nose='cheeks and nose')   # by how a name begins
@@ -130,11 +136,13 @@ def frames_of(clip, actor,    # Clip; actor
 
 
 def animate(clip, actor, path, # a .csv or a Clip; actor; .mp4 or .gif
-            rate=25., **kw):   # of `frames_of`
+            rate=25., meta=None, # what the film says of its making; None: what the actor says, and the checksum of the table
+            **kw):             # of `frames_of`
     "A clip as a film; -> its path."
-    clip = read_clip(clip) if isinstance(clip, (str, Path)) else clip
+    table, clip = (clip, read_clip(clip)) if isinstance(clip, (str, Path)) else (None, clip)
+    if meta is None and hasattr(actor, 'about'): meta = actor.about(driver=table, **{k: kw[k] for k in actor.sliders if k in kw})
     n = len(resample(clip, rate))
-    return save_video(frames_of(clip, actor, rate, **kw), path, rate, -(-n//kw.get('batch', 4)))
+    return save_video(frames_of(clip, actor, rate, **kw), path, rate, -(-n//kw.get('batch', 4)), meta)
 
 
 def play(path,       # .mp4
@@ -157,7 +165,7 @@ def main(args=None):
     a = p.parse_args(args)
     try:
         clip = read_clip(a.clip)
-        actor = TrueHead(a.seed, a.size) if a.checkpoint == 'true' else MadeHead(open_any(a.checkpoint).to(a.device), seed=a.seed, psi=a.psi)
+        actor = TrueHead(a.seed, a.size) if a.checkpoint == 'true' else MadeHead(open_any(a.checkpoint).to(a.device), seed=a.seed, psi=a.psi, name=Path(a.checkpoint).name)
         print(animate(clip, actor, a.out, a.rate, c=orbit(math.radians(a.yaw), 0., actor.radius, focal=actor.focal), head=a.head))
     except (BadInput, OSError) as e: print(e, file=sys.stderr); return 2
     return 0
