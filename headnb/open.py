@@ -16,9 +16,9 @@ __all__ = ['OPCODES', 'STEPS', 'STORAGES', 'MAGIC', 'SMALL', 'SCALARS', 'CALLS',
            'network_lines', 'convert', 'main']
 
 # %% ../nbs/6_tools/61_open.ipynb #4086cb94
-import argparse, functools, importlib, importlib.util, json, math, re, struct, sys
+import argparse, functools, importlib, importlib.util, math, re, struct, sys
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 import torch
 from torch.overrides import TorchFunctionMode

@@ -1,5 +1,5 @@
 """Photos in: what a person expects of them, hostile files, the folder, the command line, and the stored measurements."""
-import io, json, os, subprocess, sys, time, zlib
+import io, json, subprocess, sys, time
 from pathlib import Path
 
 import numpy as np

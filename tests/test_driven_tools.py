@@ -12,7 +12,7 @@ from headnb.drive import to_drive
 from headnb.field.heads import render_heads, sample_head
 from headnb.gan.checkpoint import save
 from headnb.gan.data import HeadDataset, write_dataset
-from headnb.gan.export import subject, surface, save_mesh
+from headnb.gan.export import subject, save_mesh
 from headnb.gan.invert import InvertCfg, invert, open_inversion
 from headnb.gan.metrics import to_bytes
 from headnb.gan.terms import ScheduleCfg

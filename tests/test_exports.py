@@ -1,6 +1,5 @@
 "What is taken away, from models and in situations that the notebooks do not show."
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest

@@ -1,6 +1,5 @@
 """`headnb-run`: refused before it starts, killed, stopped in time, resumed, failed - each with its exit code and a folder that says why."""
 import dataclasses, json, os, subprocess, sys
-from pathlib import Path
 import numpy as np
 import pytest
 from headnb.base.core import repo_path

@@ -226,7 +226,6 @@ def landmarks(v, f, part_of_face, lip_of_face_uv, jaw_w, eye_centres):
     # lips: painted mask; the seam is where the skin changes from head to jaw
     lip = lip_of_face_uv(solid, face, bary)
     lr, lc = np.nonzero(lip & (xs[None] < 5e-4)); l0 = lc.min(); centre = col(0.); half = centre - l0
-    seam = {}
     weight = np.where(face >= 0, (jaw_w[f[solid][face]]*bary).sum(-1), 0)
     top = lambda c: ys[lr[lc == c].min()]; low = lambda c: ys[lr[lc == c].max()]
     def inner(c):
@@ -366,7 +365,7 @@ def main(out, cache=None):
     weights = np.zeros((nv, 5)); weights[:, 2] = np.minimum(jaw, neck_w); weights[:, 1] = neck_w - weights[:, 2]; weights[:, 0] = 1 - neck_w
     for j, i in ((3, left_eye), (4, right_eye)): weights[i] = 0; weights[i, j] = 1
     # parts
-    scalp = hairline(mean, 0); chest = weights[:, 0]; head = body & (neck_w > .5)
+    scalp = hairline(mean, 0); chest = weights[:, 0]
     soft = dict(vmask, scalp=1/(1 + np.exp(-np.clip(scalp/.06, -30, 30)))*(1-vmask['ear'])*(1-vmask['mouth'])*body*np.clip((neck_w-.6)/.3, 0, 1), torso=np.where(body, np.clip((chest-.75)/.25, 0, 1), 0))
     face_part = np.zeros(len(f), np.uint8); fm = {k: m[f].mean(1) for k, m in soft.items()}; tri_mask = read_masks(uv[tf].mean(1))
     rule = [('neck', np.ones(len(f), bool)), ('torso', fm['torso'] > .5), ('scalp', scalp[f].mean(1) > 0), ('face', fm['face'] > .4), ('lid', tri_mask['lid'] > .5), ('lip', tri_mask['lip'] > .5), ('ear', tri_mask['ear'] > .5), ('mouth', group == 1),

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np, torch, yaml
 from headnb.base.core import BadInput, config_hash, from_dict, progress, require, to_dict, write_atomic
 from headnb.base.camera import orbit, split_label, make_label
-from headnb.field.heads import render_heads, sample_head, HeadParams
+from headnb.field.heads import render_heads, sample_head
 
 KINDS = ('frontal', 'full360', 'multiview', 'expressions', 'clips')
 MAPS = ('seg', 'normal', 'corr')
@@ -48,6 +48,8 @@ class Spec:
     bare: bool = False              # expressions: every picture also without hair
     clips: int = 0                  # per person
     frames: int = 0                 # per clip
+    every: int = 1                  # clips: of so many frames one is kept
+    turn: float = 0.                # clips: the camera goes around the head by so many degrees in a clip (headnb.gan.scenes.sweep; yaw and pitch do not count); 0: it sways by some degrees about one side
     front_share: float = 0.         # full360: share of pictures with a yaw drawn as for `frontal` within 60 degrees; the others then lie beyond it
     label_drift: float = 0.         # full360: amplitude of the systematic error of the yaw label, a sine of the yaw
     label_noise: float = 0.         # standard deviation of the random error of yaw and pitch labels
@@ -65,6 +67,7 @@ def load_spec(path): # YAML -> Spec
     require(s.kind in KINDS, f'{path}: kind is {s.kind!r}; one of {", ".join(KINDS)}')
     require(set(s.maps) <= set(MAPS), f'{path}: maps are {s.maps}; of {", ".join(MAPS)}')
     require(s.kind in ('frontal', 'clips') or not s.codes, f'{path}: codes are for the kinds frontal and clips, not {s.kind}')
+    require(s.kind == 'clips' or not s.turn, f'{path}: turn is for the kind clips, not {s.kind}')
     require(total(s) > 0, f'{path}: the spec describes no pictures')
     return s
 
@@ -176,18 +179,26 @@ def _gaze(e, names): # what the rig turns the eyes by for the lids, mean of both
     return _rig().gaze(torch.tensor(e, dtype=torch.float32)).view(-1, 2, 3).mean(1).numpy()
 
 
+def cameras(s, p, k): # Spec, person, clip -> [frames,25]
+    "The cameras of a clip."
+    seed = s.seed*31 + p*101 + k
+    if s.turn:
+        from headnb.gan.scenes import sweep
+        return sweep(s.frames, s.turn, torch.Generator().manual_seed(seed))
+    yaw, sway = random.Random(seed).gauss(0, s.yaw/2), smooth_noise(s.frames*s.every, 2, 20, 5*p + k)[::s.every]
+    return torch.stack([camera(max(-s.yaw, min(s.yaw, yaw + 4*a)), s.pitch/2*b) for a, b in sway])
+
+
 def _clip(s, i, cache={}):
     i, f = divmod(i, s.frames)
     p, k = divmod(i, s.clips)
     h = sample_head(s.seed + p, hats=s.hats, specs=s.specs, psi=s.psi)
-    key = (s.seed, p, k, s.frames)
-    if key not in cache:
+    if (s, p, k) not in cache:
         cache.clear()
-        cache[key] = track(s.frames, 17*(s.seed + p) + 1009*k, _names(), s.gaze), random.Random(s.seed*31 + p*101 + k).gauss(0, s.yaw/2), smooth_noise(s.frames, 2, 20, 5*p + k)
-    (e, jaw, neck, eyes), yaw, sway = cache[key]
-    c = camera(max(-s.yaw, min(s.yaw, yaw + 4*sway[f, 0])), s.pitch/2*sway[f, 1])
+        cache[s, p, k] = [a[::s.every] for a in track(s.frames*s.every, 17*(s.seed + p) + 1009*k, _names(), s.gaze)], cameras(s, p, k)
+    (e, jaw, neck, eyes), c = cache[s, p, k]
     row = lambda a: tuple(float(x) for x in a[f])
-    return replace(h, expression=row(e), jaw=row(jaw), neck=row(neck), eyes=row(eyes)), c, c, dict(person=p, clip=k, frame=f)
+    return replace(h, expression=row(e), jaw=row(jaw), neck=row(neck), eyes=row(eyes)), c[f], c[f], dict(person=p, clip=k, frame=f)
 
 
 def item(s, i): # Spec, picture number -> HeadParams, true camera [25], label [25], facts

@@ -9,7 +9,6 @@ __all__ = ['behind', 'fit_ws', 'Background', 'UNetCfg', 'UNet']
 from dataclasses import dataclass
 import torch
 from torch import nn
-import torch.nn.functional as F
 from ..base.core import require
 from ..nets.encoder import add_coord, he
 from ..nets.ops import resize

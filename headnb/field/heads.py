@@ -17,7 +17,7 @@ from ..base.camera import check_label, split_label
 from .rig import rotation, chain
 from .raster import Drawn, vertex_normals, zbuffer, _warp
 from .hair import STYLES, HATS, GLASSES, BEARDS, MATERIALS, MATERIAL, Scalp, style, hair, hat, glasses, beard, above_rim, line_table
-from .people import HeadParams, Light, SEG, SHADERS, sample_head, person, records, shaders, shader_table, unit, _rig
+from .people import HeadParams, SEG as SEG, sample_head as sample_head, person, records, shaders, shader_table, unit, _rig
 
 # %% ../../nbs/2_field/28_heads.ipynb #5385acf2
 @functools.cache

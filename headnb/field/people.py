@@ -444,7 +444,7 @@ def shader_table(): # [k] by index of MATERIALS, for Warp
 def _body():
     "Shaders of what one is born with: a sample -> linear RGB, index of SEG."
     wp, R, S, C, L = _warp(), records(), _skins(), _cloths(), _lights()
-    Person, Sample, vec3, skin, scalp, features, eyeball, collar, cloth, lambert, strands = R.Person, R.Sample, wp.vec3, S.skin, S.scalp, S.features, C.eyeball, C.collar, C.cloth, L.lambert, L.strands
+    Person, Sample, vec3, skin, scalp, features, eyeball, lambert, strands = R.Person, R.Sample, wp.vec3, S.skin, S.scalp, S.features, C.eyeball, L.lambert, L.strands
     EAR, NECK, SKIN, BROW, LIP, MOUTH, EYE, HAIR, BEARD = (SEG.index(k) for k in ('ear', 'neck', 'skin', 'brow', 'lip', 'mouth', 'eye', 'hair', 'beard'))
     CAVITY, TEETH, BEARD_KIND = (MATERIAL[k] for k in ('mouth', 'teeth', 'beard'))
 

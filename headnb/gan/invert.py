@@ -16,7 +16,7 @@ import numpy as np, torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from ..base.camera import check_label, make_label, split_label
-from ..base.core import from_dict, progress, require, to_dict
+from ..base.core import progress, require, to_dict
 from ..base.show import image_grid, png_bytes, resized, to_uint8
 from ..nets.ops import resize
 from .checkpoint import fingerprint, generator_of, load as read, save as write

@@ -17,7 +17,7 @@ from ..field.rig import compose
 from .judges import _script, load_judges
 from .external import face_crop
 from .metrics import Lpips, StageDistance
-from .terms import R1, Step, Term, raw_size
+from .terms import Step, Term, raw_size
 
 # %% ../../nbs/3_gan/35b_reconstruct.ipynb #0f475cfc
 REGIONS = ('image', 'raw', 'head', 'wall')

@@ -11,14 +11,14 @@ __all__ = ['RUN_LENGTH', 'KILL_POINTS', 'ReconCfg', 'TrainCfg', 'ModelCfg', 'cho
            'train', 'export_state', 'import_state', 'weights_of', 'check_start', 'begin_from']
 
 # %% ../../nbs/3_gan/37_train.ipynb #870ea7c7
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Literal
 import copy, json, math, os, random, shutil, signal, sys, time
 import numpy as np, torch
-from ..base.core import BadInput, from_dict, progress, repo_path, require, sha256_of, suggest, to_dict, write_atomic
+from ..base.core import from_dict, progress, repo_path, require, sha256_of, suggest, to_dict, write_atomic
 from ..base.show import image_grid
 from ..nets.discriminator import DiscriminatorCfg
 from .codes import still

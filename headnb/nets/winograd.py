@@ -105,7 +105,7 @@ def winograd_layer(
     onto: torch.Tensor | None = None   # [b,k,h*up,w*up]: what is read is added to it; overwritten
 ) -> torch.Tensor:                     # [b,o,h*up,w*up], or `onto` with what was read; channels last
     "A StyleGAN2 layer: modulated convolution, noise, bias, leaky ReLU, clamp (CPU, no gradients)."
-    (b, c, h, wide), o = x.shape, len(w)
+    (b, _, h, wide), o = x.shape, len(w)
     out = x.new_empty(b, h*up, wide*up, o) if read is None else onto.permute(0, 2, 3, 1).contiguous()
     add = torch.zeros(o) if bias is None else gain*bias
     if noise is not None: noise = (gain*noise).expand(b, 1, h*up, wide*up)[:, 0]

@@ -9,10 +9,10 @@ __all__ = ['CONFIGS', 'config', 'EG3DCfg', 'released', 'training']
 from functools import partial
 from ..nets.stylegan2 import MappingCfg
 from ..nets.superres import superres_cfg
-from ..nets.discriminator import Discriminator, DiscriminatorCfg
+from ..nets.discriminator import DiscriminatorCfg
 from ..field.planes import SamplerCfg
 from ..field.render import RenderCfg
-from ..gan.generator import SMALL, Generator, GeneratorCfg
+from ..gan.generator import SMALL, GeneratorCfg
 from ..gan.terms import ScheduleCfg
 from ..gan.train import ModelCfg, ReconCfg, TrainCfg, choose, short
 

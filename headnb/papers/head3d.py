@@ -8,14 +8,14 @@ __all__ = ['ROLES', 'HALF_TURN', 'PUBLISHED', 'CONFIGS', 'config', 'Head3DTrainC
            'MapDistill', 'ImageDistill', 'PerceptualDistill', 'perceptual_stages', 'terms', 'training']
 
 # %% ../../nbs/4_papers/42_head3d.ipynb #9e43fbcd
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Literal
 import math, torch
 from torch import nn
 from torch.nn import functional as F
 from ..base.core import require
-from ..base.camera import split_label, yaw_pitch
+from ..base.camera import yaw_pitch
 from ..nets.superres import superres_cfg
 from ..nets.discriminator import Discriminator, DiscriminatorCfg
 from ..field.render import RenderCfg

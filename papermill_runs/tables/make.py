@@ -2,7 +2,7 @@
 import sys
 from pathlib import Path
 import torch, yaml
-from headnb.base.core import repo_path, require
+from headnb.base.core import repo_path
 from headnb.gan.checkpoint import load, save
 from headnb.gan.tables import gather, recompute, read_table, write_table
 
