@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['CONFIGS', 'config', 'FREEZE', 'ReconstructorCfg', 'Source', 'Reconstructor', 'PortraitTrainCfg', 'Portrait4DCfg',
            'build', 'training', 'small', 'freeze_renderer', 'of_motion', 'speed', 'take_over', 'terms', 'make_step',
-           'Portraits', 'OnlineCfg', 'motion_encoder', 'open_online', 'open_data', 'check_batch', 'released_cfg',
-           'attach']
+           'Portraits', 'OnlineCfg', 'motion_encoder', 'open_online', 'open_data', 'check_batch', 'Reenacts',
+           'open_reenactor', 'released_cfg', 'attach']
 
 # %% ../../nbs/4_papers/44_portrait4d.ipynb #e0c6288f
 from dataclasses import dataclass, fields, replace
@@ -15,7 +15,7 @@ import math
 import torch
 from torch import nn
 from fastcore.basics import patch
-from ..base.camera import check_label
+from ..base.camera import check_label, project
 from ..base.core import from_dict, repo_path, require, suggest
 from ..base.show import image_grid
 from ..nets.discriminator import Discriminator, DiscriminatorCfg
@@ -31,10 +31,11 @@ from ..field.deform import DeformCfg, correspondence
 from ..field.driven import TwoHeads, neck_field, open_deformer, posed_head, released_deformer
 from ..gan.generator import Generator, GeneratorCfg
 from ..gan.reconstruct import Depth, Features, Identity, Opacity, Perceptual, Pixels, ReenactStep, Triplane, judged_opacity
+from ..gan.scenes import in_shape_of
 from ..gan.synthesis import KINDS, RANGES, FourDCfg, open_codes, stamp_of
 from ..gan.terms import R1, Logistic, ScheduleCfg, density_terms
-from ..gan.triples import Heads4D, Online, Triples
-from ..gan.checkpoint import fingerprint, released_generator_cfg
+from ..gan.triples import Heads4D, Online, Triples, feel
+from ..gan.checkpoint import fingerprint, open_generator, released_generator_cfg
 from ..gan.train import ModelCfg, TrainCfg, after, choose
 
 # %% ../../nbs/4_papers/44_portrait4d.ipynb #0fd7c7d3
@@ -391,15 +392,17 @@ class OnlineCfg:
     seed: int = 0
 
 # %% ../../nbs/4_papers/44_portrait4d.ipynb #b701cfcb
-def motion_encoder(cfg: Portrait4DCfg, rig): # -> MotionEncoder
-    "The one that the configuration names."
-    name = cfg.G.motion
-    if name == 'pdfgc':
-        require(cfg.train.motion_file, "G.motion is 'pdfgc': train.motion_file must name its weights (motion_model.pth)")
-        return open_pdfgc(repo_path(cfg.train.motion_file))[0]
-    made = CodeMotion(rig.n_shape, rig.n_expression)
-    require(name == made.name and made.dim == cfg.G.phi.motion, f"G.motion is {name!r} and G.phi.motion {cfg.G.phi.motion}; known: 'pdfgc' (548), and {made.name!r} ({made.dim}): the codes of this rig")
-    return made
+def motion_encoder(cfg: ReconstructorCfg, rig, file=None, device='cpu'): # Rig; weights of PD-FGC -> MotionEncoder
+    "The one that a configuration names."
+    codes = CodeMotion(rig.n_shape, rig.n_expression)
+    known = {codes.name: codes.dim, 'small64': 64, 'pdfgc': 548}
+    require(known.get(cfg.motion) == cfg.phi.motion, f'G.motion is {cfg.motion!r} and G.phi.motion {cfg.phi.motion}; known: {", ".join(f"{k!r} ({n})" for k, n in known.items())}; the first are the codes of this rig')
+    if cfg.motion == codes.name: return codes
+    if cfg.motion == 'small64':
+        from headnb.nets.small_motion import open_small_motion
+        return open_small_motion(device=device)
+    require(file, "G.motion is 'pdfgc': train.motion_file must name its weights (motion_model.pth)")
+    return open_pdfgc(repo_path(file), device)[0]
 
 
 def open_online(given, opener, static, motion): # dict of OnlineCfg, function name -> generator, ... -> Online
@@ -416,7 +419,7 @@ def open_data(cfg: Portrait4DCfg, given, opener): # `data` of a run: folder of a
     "What a run is trained on; `BadInput` where it does not fit the configuration."
     require(given, 'this run needs `data`: the folder of a set of 4D heads (data_recipes/genhead_4d), or {online: a GenHead}')
     deformer, t = open_deformer(cfg.G.rig, cfg.G.deform or DeformCfg()), cfg.train
-    motion = motion_encoder(cfg, deformer.rig)
+    motion = motion_encoder(cfg.G, deformer.rig, t.motion_file, 'cuda' if torch.cuda.is_available() else 'cpu')
     require(not isinstance(given, dict) or t.still == 'static', "train.still is 'dynamic': that wants a stored set")
     data = open_online(given, opener, t.static, motion) if isinstance(given, dict) else Portraits(Heads4D(repo_path(given)), t.partners, t.static, t.still, deformer, motion)
     return check_batch(cfg, data)
@@ -441,6 +444,38 @@ def preview(self: Reconstructor, run, rows=4): # of notebook 37 -> uint8 [h,w,3]
     b = next(iter(run.sets.values())).load(list(range(rows)), run.device)
     s = run.make_step(self, run.D, b['image'].new_zeros(rows, 0), b['c'], b, run.gan_nimg, run.cfg.schedule, 'D', deterministic=True)
     return image_grid(torch.stack([x.float().cpu() for x in (b['source'], b['driving'], s.fake['image'], b['image'])], 1).flatten(0, 1), ncols=4)
+
+# %% ../../nbs/4_papers/44_portrait4d.ipynb #25cb3350
+class Reenacts:
+    "A reconstructor that plays a driver: a Reenactor of notebook 38d."
+    def __init__(self, G, motion): # Reconstructor, MotionEncoder
+        self.G, self.motion, self.found, self.name = G.eval(), motion, {}, f'{type(G).__name__} ({motion.name})'
+
+    def felt(self, f): # Frames -> [n,dim]
+        "The motion in pictures."
+        rig, w = self.G.rig, self.G.w_avg
+        drive = f.drive.to(w)
+        uv = project(rig.landmarks(rig(*rig.split(drive))), f.c.to(w))[0]
+        return feel(self.motion, resize(f.image.to(w), self.G.cfg.image, 'antialiased'), drive, uv)
+
+    def encode(self, source): # Frames of one row -> Source
+        "Once for each picture; the last one is kept."
+        key = fingerprint(dict(x=source.image, d=source.drive))
+        if key not in self.found: self.found = {key: self.G.encode(resize(source.image.to(self.G.w_avg), self.G.cfg.image, 'antialiased'), self.felt(source))}
+        return self.found[key]
+
+    @torch.inference_mode()
+    def __call__(self, source, driver): # Frames of one row, of n rows -> image, depth, mask
+        s, drive = self.encode(source), in_shape_of(self.G.rig, driver.drive, source.drive)
+        out = self.G.render(self.G.drive(s, self.felt(driver)), driver.c.to(self.G.w_avg), s.back, drive.to(self.G.w_avg), deterministic=True)
+        return dict(image=resize(out['image'], driver.image.shape[-1], 'antialiased').clamp(-1, 1), depth=out['depth'], mask=out['mask'])
+
+
+def open_reenactor(model, device='cpu'): # a shipped name, a .safetensors file, the folder of a run
+    "What the template `reenact` calls: `reenactor: headnb.papers.portrait4d:open_reenactor`."
+    G = open_generator(p if (p := repo_path(model)).exists() else model)[0].to(device)
+    require(isinstance(G, Reconstructor), f'{model} is a {type(G).__name__}; expected a reconstructor')
+    return Reenacts(G, motion_encoder(G.cfg, G.rig, device=device))
 
 # %% ../../nbs/4_papers/44_portrait4d.ipynb #41249695
 def released_cfg(kwargs,       # constructor arguments of a released reconstructor, by their names
