@@ -34,7 +34,7 @@ class Spec:
     background: str = ''            # '' : each person's own
     hats: bool = True
     specs: bool = True
-    codes: bool = False             # frontal, clips: labels carry the codes of the rig behind the camera (shape, expression, neck, jaw, eyes); necks are straight, so that the camera has the whole turn of the head
+    codes: bool = False             # frontal, clips, expressions: labels carry the codes of the rig behind the camera (shape, expression, neck, jaw, eyes); necks are straight, so that the camera has the whole turn of the head
     lively: bool = False            # frontal: every second picture is a moment of a clip
     gaze: float = 1.                # of near pictures, and of clips
     near: int = 0                   # frontal: one picture of so many is taken through a longer lens, and its eyes wander `gaze` times as far; 0: none
@@ -46,6 +46,8 @@ class Spec:
     views: int = 0                  # multiview, expressions: cameras per person (and expression)
     rings: tuple[float, ...] = (0.,) # pitches of the camera rings
     bare: bool = False              # expressions: every picture also without hair
+    grid: int = 0                   # expressions: cameras of the rings, of which each person with each expression is seen by `views`, in an order of its own; 0: `views` are the rings
+    skip: int = 0                   # expressions: so many of that order are left out before (what another set of the same people has)
     clips: int = 0                  # per person
     frames: int = 0                 # per clip
     every: int = 1                  # clips: of so many frames one is kept
@@ -66,7 +68,8 @@ def load_spec(path): # YAML -> Spec
     s = from_dict(Spec, data, str(path))
     require(s.kind in KINDS, f'{path}: kind is {s.kind!r}; one of {", ".join(KINDS)}')
     require(set(s.maps) <= set(MAPS), f'{path}: maps are {s.maps}; of {", ".join(MAPS)}')
-    require(s.kind in ('frontal', 'clips') or not s.codes, f'{path}: codes are for the kinds frontal and clips, not {s.kind}')
+    require(s.kind in ('frontal', 'clips', 'expressions') or not s.codes, f'{path}: codes are for the kinds frontal, clips and expressions, not {s.kind}')
+    require(not s.grid or s.skip + s.views <= s.grid, f'{path}: skip {s.skip} and views {s.views} are more than the grid of {s.grid} cameras')
     require(s.kind == 'clips' or not s.turn, f'{path}: turn is for the kind clips, not {s.kind}')
     require(total(s) > 0, f'{path}: the spec describes no pictures')
     return s
@@ -128,7 +131,8 @@ def _expression(s, i): # person, expression, view, hair: the last runs fastest
     i, v = divmod(i, s.views)
     p, k = divmod(i, 52)
     h = sample_head(s.seed + p, hats=s.hats, specs=s.specs, psi=s.psi)
-    c = _ring(s, v)
+    if s.grid: v = random.Random(s.seed*1009 + p*52 + k).sample(range(s.grid), s.skip + v + 1)[-1]
+    c = _ring(replace(s, views=s.grid or s.views), v)
     return replace(h, expression=tuple(float(j == k) for j in range(52)), neck=(0., 0., 0.), eyes=(0., 0., 0.)), c, c, dict(person=p, expression=k, view=v, bare=bool(bare))
 
 
