@@ -131,7 +131,7 @@ def _expression(s, i): # person, expression, view, hair: the last runs fastest
     i, v = divmod(i, s.views)
     p, k = divmod(i, 52)
     h = sample_head(s.seed + p, hats=s.hats, specs=s.specs, psi=s.psi)
-    if s.grid: v = random.Random(s.seed*1009 + p*52 + k).sample(range(s.grid), s.skip + v + 1)[-1]
+    if s.grid: v = random.Random(s.seed*1009 + p*52 + k).sample(range(s.grid), s.grid)[s.skip + v]
     c = _ring(replace(s, views=s.grid or s.views), v)
     return replace(h, expression=tuple(float(j == k) for j in range(52)), neck=(0., 0., 0.), eyes=(0., 0., 0.)), c, c, dict(person=p, expression=k, view=v, bare=bool(bare))
 
