@@ -95,6 +95,7 @@ def driver(actor,           # TrueHead, MadeHead, or a callable (drive, c) with 
            quick=None,      # arguments of the actor while something moves, such as dict(raw_size=16)
            shape=None,      # [1,n_shape]; None: the actor's
            clip=None,       # Clip: one slider more, with a button that plays it; the others add to what it does
+           viewer=OrbitViewer, # what shows it
            **start):        # where it starts: names of controls, yaw, pitch (radians); size in pixels
     "Sliders around an actor; as the last line of a cell it shows itself."
     rig, extra, who = actor.rig, getattr(actor, 'sliders', {}), getattr(actor, 'shape', None) if shape is None else shape
@@ -105,7 +106,7 @@ def driver(actor,           # TrueHead, MadeHead, or a callable (drive, c) with 
         drive = to_drive(rig, who, **{k: x for k, x in values.items() if x})
         return actor(drive if moment is None else drive + rows[moment:moment + 1] - rig.join(who), c, **mine, **more)
     fast = functools.partial(render, more=quick) if quick else None
-    return OrbitViewer(render, fast, sliders=extra | controls(rig), radius=getattr(actor, 'radius', 2.7), focal=getattr(actor, 'focal', 4.2647), **start)
+    return viewer(render, fast, sliders=extra | controls(rig), radius=getattr(actor, 'radius', 2.7), focal=getattr(actor, 'focal', 4.2647), **start)
 
 # %% ../nbs/6_tools/62b_drive.ipynb #9c54284c
 def track(clip, rig, shape=None, # Clip; Rig; [1,n_shape]
