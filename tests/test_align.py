@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 import headnb
-from headnb.align import BINS, MAX_PIXELS, align, align_folder, area, back, cut, find_faces, main, measure_row, quarter, read_photo, settings, summary
+from headnb.accuracy import BINS, measure_row, summary
+from headnb.align import MAX_PIXELS, align, align_folder, area, back, cut, find_faces, main, quarter, read_photo, settings
 from headnb.base.camera import check_label, split_label
 from headnb.base.core import BadInput
 from headnb.gan.data import HeadDataset
