@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['IMAGE_TYPES', 'MAX_ENTRY', 'MAX_JSON', 'MAX_SIDE', 'MAX_RATIO', 'SMALL', 'DEPTH_UNIT', 'check_name', 'ZipSource',
-           'FolderSource', 'open_source', 'decode', 'to_size', 'read_labels', 'HeadDataset', 'data_hash',
+           'FolderSource', 'open_source', 'decode', 'to_size', 'read_rows', 'read_labels', 'HeadDataset', 'data_hash',
            'write_dataset', 'Order', 'collate', 'Batches', 'InTurn', 'in_turn', 'pose_weights']
 
 # %% ../../nbs/3_gan/31_data.ipynb #c112990a
@@ -96,7 +96,7 @@ def open_source(path,  # a .zip file or a folder
 # %% ../../nbs/3_gan/31_data.ipynb #b2e3d4de
 def decode(data: bytes,   # a picture file
            name: str,     # for messages
-           mode='RGB',    # 'RGB', 'L' (mask) or 'I;16' (depth)
+           mode='RGB',    # 'RGB', 'L' (mask), 'I;16' (depth) or 'RGBA' (an RGB picture stays one)
           ):              # PIL image, fully decoded, square
     "Decode one picture, bounded in size; damage is a `BadInput` that names it."
     try:
@@ -107,6 +107,7 @@ def decode(data: bytes,   # a picture file
     except Exception as e: raise BadInput(f'{name}: not a readable picture ({str(e) or type(e).__name__})') from None
     require(im.size[0] == im.size[1], f'{name}: {im.size[0]} x {im.size[1]} pixels; pictures must be square')
     if mode == 'I;16': require(im.mode.startswith('I'), f'{name}: depth must have 16 bits, not mode {im.mode}'); return im
+    if mode == 'RGBA' and im.mode in ('RGB', 'RGBA'): return im
     require(im.mode in ('RGB', 'L', 'P', '1') and not (im.mode == 'P' and 'transparency' in im.info),
             f'{name}: mode {im.mode}; 8-bit RGB without alpha is expected (masks are an archive of their own)')
     return im if im.mode == mode else im.convert(mode)
@@ -126,29 +127,40 @@ def to_size(im,            # square PIL image
     return (d.sum((1, 3))/np.maximum(hit, 1)*(hit*2 >= (side//size)**2)).round().astype(np.uint16)
 
 # %% ../../nbs/3_gan/31_data.ipynb #111aa16b
-def read_labels(source,             # ZipSource or FolderSource
-                names,              # image names that need one
-               ):                   # (labels float32 [n,25+k], cameras with our axes; {name: reason} of the entries without a good one; the whole json)
-    "The label of every image."
-    require('dataset.json' in source.names, f'{source.path}: no dataset.json, so no camera labels')
-    try: table = json.loads(source.read('dataset.json', MAX_JSON))
-    except (ValueError, RecursionError) as e: raise BadInput(f'{source.path}: dataset.json is not JSON ({e})') from None
+def read_rows(source, names, # ZipSource or FolderSource; image names that need a row
+              entry='dataset.json', key=str): # which json; what of a name tells pictures apart
+    "(rows float32 [n,k], 25 numbers at least; {name: reason} of the entries without a good one; the whole json)."
+    require(entry in source.names, f'{source.path}: no {entry}, so no {"camera " if entry == "dataset.json" else ""}labels')
+    try: table = json.loads(source.read(entry, MAX_JSON))
+    except (ValueError, RecursionError) as e: raise BadInput(f'{source.path}: {entry} is not JSON ({e})') from None
     pairs = table.get('labels') if isinstance(table, dict) else None
     pairs = list(pairs.items()) if isinstance(pairs, dict) else pairs
-    require(isinstance(pairs, list) and pairs, f'{source.path}: dataset.json holds no "labels"')
+    require(isinstance(pairs, list) and pairs, f'{source.path}: {entry} holds no "labels"')
     rows, bad = {}, {}
     for p in pairs:
-        require(isinstance(p, (list, tuple)) and len(p) == 2, f'{source.path}: dataset.json: {str(p)[:60]} is not [name, numbers]')
-        if p[0] in rows and rows[p[0]] != p[1]: bad[p[0]] = 'has two different labels'
-        rows[p[0]] = p[1]
+        require(isinstance(p, (list, tuple)) and len(p) == 2, f'{source.path}: {entry}: {str(p)[:60]} is not [name, numbers]')
+        k = key(p[0])
+        if k in rows and rows[k] != p[1]: bad[k] = 'has two different labels'
+        rows[k] = p[1]
     labels = np.zeros((len(names), _length(rows.values())), np.float32)
+    found = {}
     for i, n in enumerate(names):
-        if n not in rows: bad[n] = 'has no label in dataset.json'
-        elif n not in bad: bad.update(_numbers(n, rows[n], labels[i]))
+        k = key(n)
+        if k in bad or k not in rows: found[n] = bad.get(k, f'has no label in {entry}')
+        else: found.update(_numbers(n, rows[k], labels[i]))
+    return labels, found, table
+
+
+def read_labels(source,             # ZipSource or FolderSource
+                names,              # image names that need one
+                entry='dataset.json', key=str, # as `read_rows`
+               ):                   # (labels float32 [n,25+k], cameras with our axes; {name: reason} of the entries without a good one; the whole json)
+    "The label of every image."
+    labels, bad, table = read_rows(source, names, entry, key)
     bad.update(_cameras([n for n in names if n not in bad], labels[[n not in bad for n in names]]))
     axes = (table.get('meta') or {}).get('camera', 'opencv')
-    try: return relabel(torch.from_numpy(labels), axes, 'opencv'), {n: r for n, r in bad.items() if n in set(names)}, table
-    except BadInput as e: raise BadInput(f'{source.path}: dataset.json: meta.camera: {e}') from None
+    try: return relabel(torch.from_numpy(labels), axes, 'opencv'), bad, table
+    except BadInput as e: raise BadInput(f'{source.path}: {entry}: meta.camera: {e}') from None
 
 # %% ../../nbs/3_gan/31_data.ipynb #7f686ea5
 def _length(rows):
