@@ -1,4 +1,5 @@
 """The recipes of the rendered data sets: a few pictures of each."""
+import os, random
 from dataclasses import replace
 import numpy as np, pytest, torch
 from headnb.base.core import repo_path
@@ -17,9 +18,9 @@ def make(): return recipe('anny_heads')
 @pytest.mark.parametrize('path', SPECS, ids=lambda p: p.stem)
 def test_specs_are_valid(make, path):
     s = make.load_spec(path)
-    assert make.total(s) > 1000
+    assert make.total(s) >= 1000
     if path.stem.startswith('multiview'): assert s.people == 50 and not s.hats and not s.specs and s.background == 'white'
-    if path.stem.startswith('clips'): assert s.people*s.clips >= 100 and s.clips >= 2
+    if path.stem.startswith('clips'): assert s.people*s.clips >= 100 and s.frames > 1
 
 
 @pytest.mark.parametrize('kind', ['frontal', 'full360', 'multiview', 'expressions', 'clips'])
@@ -65,9 +66,56 @@ def test_views_and_tracks(make):
     assert e.min() >= 0 and e.max() <= 1 and all(np.abs(np.diff(x, axis=0)).max() < .1 for x in (jaw, neck, eyes))
 
 
+def test_cameras_and_moments_of_clips(make):
+    "Without turn and every a clip is what it was before there were such fields; with them the camera is that of made clips, and moments are those of the longer clip."
+    from headnb.gan.scenes import sweep
+    s = replace(make.load_spec(HERE/'clips_mini.yaml'), frames=6)
+    names = make._names()
+    for i in (0, 5, 20, 100):
+        p, k, f = i//18, i//6 % 3, i % 6
+        h, c, said, _ = make.item(s, i)
+        yaw, sway = random.Random(s.seed*31 + p*101 + k).gauss(0, s.yaw/2), make.smooth_noise(6, 2, 20, 5*p + k)
+        assert torch.equal(c, make.camera(max(-s.yaw, min(s.yaw, yaw + 4*sway[f, 0])), s.pitch/2*sway[f, 1])) and torch.equal(c, said)
+        assert h.expression == tuple(make.track(6, 17*(s.seed + p) + 1009*k, names)[0][f].tolist())
+    around = [make.item(replace(s, turn=40.), i) for i in range(6)]
+    assert torch.equal(torch.stack([c for _, c, _, _ in around]), sweep(6, 40., torch.Generator().manual_seed(s.seed*31)))
+    yaw = yaw_pitch(torch.stack([c for _, c, _, _ in around]))[0].rad2deg()
+    assert abs(abs(float(yaw[-1] - yaw[0])) - 40) < .01
+    assert [h for h, *_ in around] == [make.item(s, i)[0] for i in range(6)]                                  # the camera alone
+    assert make.item(replace(s, every=4), 2)[0] == make.item(replace(s, frames=24), 8)[0] != make.item(s, 2)[0]
+
+
+@pytest.fixture
+def fit(monkeypatch):
+    monkeypatch.syspath_prepend(str(HERE))
+    import fit
+    return fit
+
+
+def test_fitted_clips(fit, tmp_path, capsys):
+    "Photographs, crops with fitted labels, and the set: whose frame it is, one shape a clip, found opacity; the second call makes nothing but the last file."
+    from headnb.field.rig import load_head
+    spec, out = tmp_path/'s.yaml', tmp_path/'c.zip'
+    spec.write_text('kind: clips\npeople: 2\nclips: 1\nframes: 2\nevery: 8\nturn: 30\nseed: 4200000\nsize: 64\nhats: false\nspecs: false\ncodes: true\nmasks: false\ndepth: false')
+    call = [str(spec), str(out), '--size', '32', '--workers', '1']
+    assert fit.main(call) == 0 and '4 of 4 photographs' in capsys.readouterr().out
+    d, photos = HeadDataset(out), HeadDataset(tmp_path/'c_photos.zip')
+    assert d.names == photos.names and (d.resolution, photos.resolution) == (32, 64) and d.meta['recipe']['turn'] == 30
+    assert [(d.info[n]['person'], d.info[n]['frame']) for n in d.names] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert torch.equal(d.drive[0, :80], d.drive[1, :80]) and not torch.equal(d.drive[1, :80], d.drive[2, :80]) and not torch.equal(d.drive, photos.drive)
+    assert (yaw_pitch(d.labels)[0] - yaw_pitch(photos.labels)[0]).abs().max() < .25 and d.drive.shape[1] == load_head().drive_dim
+    m = torch.stack([d[i]['mask'] for i in range(4)])
+    assert m.shape == (4, 1, 32, 32) and .2 < (m > 127).float().mean() < .9
+    before, whole = [os.stat(tmp_path/n).st_mtime_ns for n in ('c_photos.zip', 'c_crops.zip')], out.read_bytes()
+    assert fit.main(call) == 0 and [os.stat(tmp_path/n).st_mtime_ns for n in ('c_photos.zip', 'c_crops.zip')] == before and out.read_bytes() == whole
+    for change, message in ((['--setting', 'tyny'], "did you mean 'tiny'"), (['--part', '2/2'], 'expected K/N')): assert fit.main(call + change) == 2 and message in capsys.readouterr().err
+    spec.write_text('kind: full360\ncount: 3')
+    assert fit.main(call) == 2 and 'clips or frontal' in capsys.readouterr().err
+
+
 def test_bad_specs_are_refused(make, tmp_path, capsys):
     p = tmp_path/'s.yaml'
-    for text, message in (('kind: frontl\ncount: 3', 'kind is'), ('kind: frontal\ncont: 3', "did you mean 'count'"), ('kind: multiview', 'no pictures'), ('kind: frontal\ncount: 3\nmaps: [flow]', 'maps are')):
+    for text, message in (('kind: frontl\ncount: 3', 'kind is'), ('kind: frontal\ncont: 3', "did you mean 'count'"), ('kind: multiview', 'no pictures'), ('kind: frontal\ncount: 3\nturn: 9', 'turn is for the kind clips'), ('kind: frontal\ncount: 3\nmaps: [flow]', 'maps are')):
         p.write_text(text)
         assert make.main([str(p), str(tmp_path/'x.zip')]) == 2 and message in capsys.readouterr().err
     assert make.main([str(tmp_path/'none.yaml'), str(tmp_path/'x.zip')]) == 2
