@@ -25,7 +25,8 @@ AXES = {'eg3d': ('x y z', 'x z y', 'z x y'),             # the release: planes 1
         'panohead': ('x y z', 'x z y', 'y z x'),
         'genhead': ('x y z', 'y z x', 'z x y'),
         'next3d': ('x y z', 'x z y', 'z y x'),
-        'head360': ('x y z', '-z y x', 'x -z y')}
+        'head360': ('x y z', '-z y x', 'x -z y'),
+        'head360_paper': ('x y z', '-z y x', 'z y x', 'x -z y', '-x y z', 'x z y')}   # six sides, each with a plane of its own: front, +x, -x, top, back, bottom
 
 # %% ../../nbs/2_field/20_planes.ipynb #239e9e5c
 def read_axes(name: str,   # three axis names with optional signs, such as 'x -z y'
