@@ -110,6 +110,7 @@ def load(path,      # a .safetensors file
     "Read a checkpoint; BadInput says what is wrong with it."
     flat, about = _read(Path(path))
     require(about is not None, f'{path} is a safetensors file, but not one of headnb (no config inside)')
+    require('sha256' in about, f'{path} is the state of a training, no checkpoint: a run takes it as `state` or `start`; a checkpoint lies in the folder of the run (model.safetensors)')
     require(fingerprint(flat) == about['sha256'], f'{path} is damaged: its numbers do not match their checksum')
     own = from_dict(_config_class(about['cfg_class'], cfg), about['cfg'], f'{path}: cfg')
     if cfg is not None: require(own == cfg, f'{path} belongs to another config: {difference(to_dict(cfg), about["cfg"])}')
