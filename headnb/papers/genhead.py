@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['FLAME', 'PAPER', 'CONFIGS', 'config', 'blend', 'Kept', 'PartField', 'GenHeadGCfg', 'GenHead', 'head_field',
-           'part_field', 'one_volume', 'two_maps', 'GenHeadStep', 'PartDensity', 'distortion', 'PartDistortion',
-           'PartOpacity', 'PartSmooth', 'GenTrainCfg', 'GenHeadCfg', 'build', 'terms', 'make_step', 'view_copies',
-           'arrange', 'small', 'training', 'take_over', 'released_cfg', 'attach']
+           'part_field', 'one_volume', 'two_maps', 'GenHeadStep', 'PartDensity', 'distortion', 'PartRays',
+           'PartDistortion', 'PartOpacity', 'PartSmooth', 'GenTrainCfg', 'GenHeadCfg', 'build', 'terms', 'make_step',
+           'view_copies', 'arrange', 'small', 'training', 'take_over', 'released_cfg', 'attach']
 
 # %% ../../nbs/4_papers/43_genhead.ipynb #5a96258f
 from dataclasses import dataclass, field, replace
@@ -357,25 +357,24 @@ def distortion(depth, w, # [...,S] ascending, [...,S-1] weights of the intervals
 
 
 @dataclass(frozen=True)
-class PartDistortion(Term):
-    "Eyes and mouth should be surfaces: the weights of their rays lie together (release)."
+class PartRays(Term):
+    "The mean over all rays of what is wrong with those that see eyes or mouth (release)."
     weight: float = 100.
     who = 'G'
 
     def __call__(self, s: GenHeadStep):
         s.fake
-        return (torch.cat([distortion(t, w) for t, w in s.kept.march], 1)[..., None]*(s.kept.eye + s.kept.mouth)).mean()
+        return (self.wrong(s.kept)*(s.kept.eye + s.kept.mouth)).mean()
 
 
-@dataclass(frozen=True)
-class PartOpacity(Term):
-    "No wall is seen through eyes and mouth (release)."
-    weight: float = 100.
-    who = 'G'
+class PartDistortion(PartRays):
+    "Eyes and mouth should be surfaces: the weights of their rays lie together."
+    def wrong(self, kept): return torch.cat([distortion(t, w) for t, w in kept.march], 1)[..., None]
 
-    def __call__(self, s: GenHeadStep):
-        s.fake
-        return ((1 - s.kept.mask)*(s.kept.eye + s.kept.mouth)).mean()
+
+class PartOpacity(PartRays):
+    "No wall is seen through eyes and mouth."
+    def wrong(self, kept): return 1 - kept.mask
 
 
 @dataclass(frozen=True)
