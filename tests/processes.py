@@ -1,4 +1,4 @@
-"""What tests of recipes and of killed runs share: a recipe as a module, runs that are forks of one helper process, and that process.
+"""What tests of recipes and of killed runs share: a recipe as a module, functions that die in a certain call, runs that are forks of one helper process, and that process.
 
 The helper imports the library once; every run is a fork of it (no tensor is computed before the fork), so each kill is a real kill of a real process, and ten of them take seconds. `HEADNB_KILL_AT` places the kill.
 """
@@ -32,6 +32,20 @@ def forked(job, kill=None): # function without arguments -> its exit code, None 
 
 
 def killed(status): return os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+
+
+def dying(f, n): # -> f, which kills its process in call n + 1
+    calls = iter(range(n))
+    def g(*a, **k):
+        if next(calls, None) is None: os.kill(os.getpid(), signal.SIGKILL)
+        return f(*a, **k)
+    return g
+
+
+def script(code, *args): # Python text that may import from tests/, its arguments -> finished process
+    "Run in a process of its own, on one thread."
+    env = os.environ | {'HEADNB_QUIET': '1', 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT/'tests')}
+    return subprocess.run([sys.executable, '-c', code, *map(str, args)], env=env, cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
 def apart(file, work, timeout=300): # a test file whose `__main__` writes work/report.json -> work, report, stderr

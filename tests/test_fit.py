@@ -1,5 +1,5 @@
 """Fitting a folder: a killed run goes on where it was, with the same bytes; a part is never half there."""
-import os, signal, subprocess, sys
+import signal
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +12,7 @@ from headnb.field.rig import load_head
 from headnb.gan.data import HeadDataset
 from headnb.gan.fit import SETTINGS, Stage
 from headnb.gan.fit_photos import FolderCfg, fit_folder
+from processes import script
 
 torch.set_num_threads(1)
 FAST = replace(SETTINGS['tiny'], contour='fixed', start=6, stages=(Stage('rotation translation shape expression eyes', 5, 1e-3),))
@@ -34,25 +35,17 @@ def made(tmp_path_factory):
 
 
 KILLED = '''
-import os, signal, sys
+import os, sys
 import numpy as np, torch
 torch.set_num_threads(1)
 import headnb.gan.fit_photos as F
 from headnb.field.rig import load_head
-sys.path.insert(0, sys.argv[4])
+from processes import dying
 from test_fit import CFG
 where, n = sys.argv[2], int(sys.argv[3])
-calls = 0
-def dying(f):
-    def g(*a, **k):
-        global calls
-        calls += 1
-        if calls > n: os.kill(os.getpid(), signal.SIGKILL)
-        return f(*a, **k)
-    return g
-if where == 'fit': F.fit_rig = dying(F.fit_rig)
-if where == 'crop': F.cut_square = dying(F.cut_square)
-if where == 'rename': os.replace = dying(os.replace)
+if where == 'fit': F.fit_rig = dying(F.fit_rig, n)
+if where == 'crop': F.cut_square = dying(F.cut_square, n)
+if where == 'rename': os.replace = dying(os.replace, n)
 d = sys.argv[1]
 F.fit_folder(d + '/in', d + f'/{where}{n}.zip', load_head(), dict(np.load(d + '/marks.npz')), CFG)
 '''
@@ -60,8 +53,7 @@ F.fit_folder(d + '/in', d + f'/{where}{n}.zip', load_head(), dict(np.load(d + '/
 
 @pytest.mark.parametrize('where, n', [('fit', 3), ('rename', 2), ('crop', 18), ('rename', 5), ('rename', 6)])   # during the fit of part 4; before part 3 has its name; while crops are cut; before the data set, before the report
 def test_a_killed_run_goes_on(made, where, n):
-    here = os.path.dirname(os.path.abspath(__file__))
-    r = subprocess.run([sys.executable, '-c', KILLED, str(made), where, str(n), here], capture_output=True, text=True, env={**os.environ, 'HEADNB_QUIET': '1', 'OMP_NUM_THREADS': '1'})
+    r = script(KILLED, made, where, n)
     assert r.returncode == -signal.SIGKILL, r.stderr[-2000:]
     out = made/f'{where}{n}.zip'
     parts = sorted((made/f'{where}{n}_fit').glob('part_*.json'))

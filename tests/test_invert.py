@@ -122,13 +122,6 @@ def test_released_recipe_displaces_the_camera_once():
     assert (found.ws - w).abs().max() < .25      # two steps of at most 0.1 away from the average (a step of Adam is about as long as its learning rate)
 
 
-def test_template_and_dataclass_name_the_same_parameters():
-    import papermill
-    from headnb.runs import InvertRun
-    cell = papermill.inspect_notebook(str(repo_path('nbs/9_runs/invert.ipynb')))
-    assert set(cell) == {f.name for f in dataclasses.fields(InvertRun)} | {'out'}
-
-
 @pytest.mark.parametrize('change, message', [
     ('invert.method=pty', "invert.method is 'pty'; did you mean 'pti'?"),
     ('invert.w_step=3', "invert has no parameter 'w_step'; did you mean 'w_steps'?"),

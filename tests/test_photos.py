@@ -12,6 +12,7 @@ from headnb.base.core import BadInput, repo_path
 from headnb.detect import Constants, Head, OnnxBoxes, OnnxPose, PoseCfg, angles_of, judge_boxes, judge_landmarks, judge_pose, level_head, made_photo, pose_of
 from headnb.gan.data import HeadDataset
 from headnb.photos import PhotosCfg, Rejected, detectors, made_folder, main, photo_set, read_known
+from processes import script
 
 torch.set_num_threads(1)
 GIVEN = Constants(1.75, 0., .09)
@@ -60,18 +61,10 @@ KILLED = '''
 import os, signal, sys, torch
 torch.set_num_threads(1)
 import headnb.photos as P
-calls = 0
-look, crop = P.look, P.crop
-def dying(f, n):
-    def g(*a):
-        global calls
-        calls += 1
-        if calls > n: os.kill(os.getpid(), signal.SIGKILL)
-        return f(*a)
-    return g
+from processes import dying
 where, n = sys.argv[3], int(sys.argv[4])
-if where == 'look': P.look = dying(look, n)
-if where == 'crop': P.crop = dying(crop, n)
+if where == 'look': P.look = dying(P.look, n)
+if where == 'crop': P.crop = dying(P.crop, n)
 if where == 'publish':                                          # the masks have appeared, the pictures are about to
     replace = os.replace
     os.replace = lambda a, b: os.kill(os.getpid(), signal.SIGKILL) if str(b) == sys.argv[2] else replace(a, b)
@@ -85,7 +78,7 @@ def test_killed_anywhere_it_goes_on(made, tmp_path):
     src, out = tmp_path/'in', tmp_path/'out.zip'
     src.mkdir()
     for n in sorted(truth)[:3]: (src/n).write_bytes((d/'in'/n).read_bytes())
-    def run(where, n): return subprocess.run([sys.executable, '-c', KILLED, src, out, where, str(n)], cwd=repo_path(), capture_output=True, text=True).returncode
+    run = lambda where, n: script(KILLED, src, out, where, n).returncode
     count = lambda kind: len(list((tmp_path/'out_report'/'work').glob(f'{kind}_*')))
     assert run('look', 1) == -signal.SIGKILL and (count('look'), count('crop'), out.exists()) == (1, 0, False)
     assert run('crop', 2) == -signal.SIGKILL and (count('look'), count('crop'), out.exists()) == (3, 2, False)

@@ -1,7 +1,6 @@
 """Portrait4D's training: rows of Table 3 as parameter files, the command on a set made here, killed (SIGKILL) and resumed bit for bit."""
 import json, sys
 from pathlib import Path
-sys.path.insert(0, str(Path(__file__).resolve().parent))
 import pytest
 from processes import ROOT, apart, forked, killed, recipe
 

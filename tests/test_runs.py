@@ -3,7 +3,7 @@ import dataclasses, json, os, subprocess, sys
 import numpy as np
 import pytest
 from headnb.base.core import repo_path
-from headnb.runs import EXIT, TrainRun, main
+from headnb.runs import EXIT, TEMPLATES, main
 
 TRAIN = '{kimg: 0.024, batch: 4, snapshot_kimg: 0.008, log_every: 1, preview_kimg: 0.012, density_every: 2, r1_every: 2}'
 
@@ -43,10 +43,11 @@ def command(place, *args, kill=None):
 def status(folder): return json.loads((folder/'status.json').read_text())
 
 
-def test_template_and_dataclass_name_the_same_parameters():
+@pytest.mark.parametrize('name', TEMPLATES)
+def test_template_and_dataclass_name_the_same_parameters(name):
     import papermill
-    cell = papermill.inspect_notebook(str(repo_path('nbs/9_runs/train.ipynb')))
-    assert set(cell) == {f.name for f in dataclasses.fields(TrainRun)} | {'out'}
+    cell = papermill.inspect_notebook(str(repo_path('nbs/9_runs', f'{name}.ipynb')))
+    assert set(cell) == {f.name for f in dataclasses.fields(TEMPLATES[name])} | {'out'}
 
 
 @pytest.mark.parametrize('change, message', [
