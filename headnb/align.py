@@ -23,9 +23,9 @@ from .base.camera import check_label, intrinsics, make_label, orbit, project
 from .base.core import BadInput, asset_path, progress, require, suggest, write_atomic
 from .base.show import to_uint8
 from .field.heads import posed, render_heads, sample_head
-from .field.rig import at_faces, load_head
+from .field.rig import at_faces, load_head, rotation
 from .gan.data import write_dataset
-from .gan.judges import MIRROR68, Judges, angles, axis_rotation, camera_to_head, load_judges, rotation_angle
+from .gan.judges import MIRROR68, Judges, angles, camera_to_head, load_judges, rotation_angle
 
 # %% ../nbs/6_tools/63_align.ipynb #a6959bd6
 FORMATS = 'PNG', 'JPEG', 'WEBP', 'BMP', 'TIFF', 'GIF'
@@ -646,7 +646,7 @@ def known_photo(seed,          # any integer
     yaw, pitch, roll = rng.uniform(lo, hi)*rng.choice([-1, 1]), np.clip(rng.normal(0, 10), -30, 30), rng.normal(0, 4)
     c = orbit(math.radians(yaw), math.radians(pitch), radius=RADIUS*rng.uniform(.95, 1.05), pivot=tuple(rng.normal(0, .01, 3).tolist())).clone()
     m = c[:, :16].view(1, 4, 4)
-    m[:, :3, :3] = m[:, :3, :3]@axis_rotation(torch.tensor([[0., 0., math.radians(roll)]]))
+    m[:, :3, :3] = m[:, :3, :3]@rotation(torch.tensor([[0., 0., math.radians(roll)]]))
     h = sample_head(3_000_000 + seed)
     out, (_, R, shift) = render_heads(h, c, size, corr=corr), posed(h)
     uv, far = project(shift.view(1, 1, 3), c)

@@ -20,8 +20,9 @@ from .base.camera import intrinsics, make_label, orbit, project, split_label
 from .base.core import BadInput, require, sha256_of, suggest
 from .base.show import to_uint8
 from .field.heads import posed, render_heads, sample_head
+from .field.rig import rotation
 from .gan.external import TYPES, onnx_session
-from .gan.judges import angles, axis_rotation, camera_to_head
+from .gan.judges import angles, camera_to_head
 
 # %% ../nbs/6_tools/63a_detect.ipynb #ceddf5a2
 def made_photo(seed,        # any integer: the person, and what is not given
@@ -34,7 +35,7 @@ def made_photo(seed,        # any integer: the person, and what is not given
     a, p, r, k, u, v = g.uniform(-180, 180), g.normal(0, 9), g.normal(0, 12), g.uniform(1.6, 2.8), g.uniform(.35, .65), g.uniform(.36, .55)
     yaw, roll, f, (u, v) = a if yaw is None else yaw, r if roll is None else roll, f or k, at or (u, v)
     M = split_label(orbit(math.radians(yaw), math.radians(float(np.clip(p, -25, 25)))))[0].clone()
-    M[:, :3, :3] = M[:, :3, :3]@axis_rotation(torch.tensor([[0., 0., -math.radians(roll)]]))
+    M[:, :3, :3] = M[:, :3, :3]@rotation(torch.tensor([[0., 0., -math.radians(roll)]]))
     c, h = make_label(M, intrinsics(f, u, v)), replace(sample_head(7_000_000 + seed), neck=(0., 0., 0.))
     out, (_, R, shift) = render_heads(h, c, size, corr=False), posed(h)
     uv, far = project(shift.view(1, 1, 3), c)
@@ -290,7 +291,7 @@ class Constants:
         d = spin(roll)[:2, :2].T@[self.dx, self.dy]
         return float(x + d[0]*size), float(y + d[1]*size), float(self.scale*size)
 
-    def matrix(self): return axis_rotation(torch.tensor([self.turn]).double().deg2rad())[0].numpy()
+    def matrix(self): return rotation(torch.tensor([self.turn]).double().deg2rad())[0].numpy()
 
 # %% ../nbs/6_tools/63a_detect.ipynb #d84a0100
 @dataclass

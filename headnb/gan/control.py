@@ -18,8 +18,8 @@ from torch.nn import functional as F
 from ..base.camera import orbit, project, yaw_pitch
 from ..base.core import require, sha256_of, suggest
 from ..field.heads import codes, render_heads, sample_head
-from ..field.rig import load_head
-from .judges import Judges, angles, axis_rotation, camera_to_head, load_judges
+from ..field.rig import load_head, rotation
+from .judges import Judges, angles, camera_to_head, load_judges
 from .metrics import default_judge, fake_features, fid, judge_name, label_rows, normalised_fid, real_features
 from .truth import averaged
 
@@ -54,7 +54,7 @@ def asked(rig, rows,       # Rig, Rows
     out, neck = [], rig.joint_names.index('neck')
     for r in rows.batches(batch):
         shape, expression, pose = rig.split(r.drive)
-        turned = camera_to_head(r.c, axis_rotation(pose[:, neck]))
+        turned = camera_to_head(r.c, rotation(pose[:, neck]))
         out.append(dict(angles=torch.stack(angles(turned), 1), shape=shape, expression=expression, landmarks=project(rig.landmarks(vertices(rig, r.drive))[:, :68], r.c)[0]))
     return {k: torch.cat([o[k] for o in out]) for k in out[0]}
 

@@ -19,9 +19,10 @@ from ..base.camera import check_label, make_label, split_label
 from ..base.core import progress, require, to_dict
 from ..base.show import image_grid, png_bytes, resized, to_uint8
 from ..nets.ops import resize
+from ..field.rig import rotation
 from .checkpoint import fingerprint, generator_of, load as read, save as write
 from .generator import Generator
-from .judges import axis_rotation, rotation_angle
+from .judges import rotation_angle
 from .metrics import Lpips, StageDistance, default_perceptual, judge_name
 
 # %% ../../nbs/3_gan/38_invert.ipynb #eac11797
@@ -124,7 +125,7 @@ MOVE = 0.1   # a step that turns by one radian shifts by so many world units
 def move_camera(c,      # [n,25]
                 delta): # [n,6]: rotation vector about the world's origin (radians), then a shift (world units)
     "A label, turned and shifted; it stays a camera."
-    (P, K), R = split_label(c), axis_rotation(delta[:, :3])
+    (P, K), R = split_label(c), rotation(delta[:, :3])
     at = R @ P[:, :3, 3:] + delta[:, 3:, None]
     return make_label(torch.cat([torch.cat([R @ P[:, :3, :3], at], 2), P[:, 3:]], 1), K)
 

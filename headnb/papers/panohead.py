@@ -18,10 +18,10 @@ from ..nets.superres import SuperResCfg, superres_cfg
 from ..nets.discriminator import Discriminator, DiscriminatorCfg
 from ..field.planes import AXES, DecoderCfg, SamplerCfg
 from ..field.render import RenderCfg
+from ..field.rig import rotation
 from ..field.background import Background, behind
 from ..gan.generator import Generator, GeneratorCfg, small_generator
 from ..gan.checkpoint import released_generator_cfg
-from ..gan.judges import axis_rotation
 from ..gan.terms import Logistic, R1, ScheduleCfg, Step, Term, ramp
 from ..gan.train import ModelCfg, TrainCfg, choose, short
 
@@ -35,7 +35,7 @@ def move(c,     # [b,25]
     delta = delta.to(c.dtype)
     if delta.shape[1] == 6:
         pose = c[:, :12].view(-1, 3, 4)
-        c = torch.cat([(axis_rotation(delta[:, 3:])@pose).flatten(1), c[:, 12:]], 1)
+        c = torch.cat([(rotation(delta[:, 3:])@pose).flatten(1), c[:, 12:]], 1)
     return c.index_add(1, torch.tensor(PLACE, device=c.device), delta[:, :3])
 
 # %% ../../nbs/4_papers/41_panohead.ipynb #4f732fd3
