@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['SOURCES', 'LIMIT', 'XMP', 'MAGIC', 'facts', 'mark', 'write_png', 'read_provenance']
 
-# %% ../../nbs/0_base/01b_provenance.ipynb #1a527eee
+# %% ../../nbs/0_base/01b_provenance.ipynb #f720e36c
 import json, re, struct, subprocess, tempfile, zlib
 from datetime import datetime, timezone
 from pathlib import Path
 from .core import BadInput, require, sha256_of, suggest, write_atomic
 
-# %% ../../nbs/0_base/01b_provenance.ipynb #964f75d2
+# %% ../../nbs/0_base/01b_provenance.ipynb #77adbbd7
 SOURCES = dict(trainedAlgorithmicMedia='made by a trained model', algorithmicMedia='made by a program that has not learned from pictures of people',
                compositeWithTrainedAlgorithmicMedia='a photograph, with parts made by a trained model')   # terms of IPTC's digital source type
 
@@ -32,7 +32,7 @@ def facts(model: str,           # name of the model
     now = date or datetime.now(timezone.utc).isoformat(timespec='seconds')
     return dict(made_by=f'headnb {headnb.__version__}', synthetic=True, digital_source_type=kind, model=str(model), weights=str(weights)[:16], **files, date=now) | more
 
-# %% ../../nbs/0_base/01b_provenance.ipynb #d1aeed3c
+# %% ../../nbs/0_base/01b_provenance.ipynb #12b4edf5
 LIMIT = 16_000   # bytes of JSON: what is written, and what is read
 XMP = '''<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description rdf:about="" xmlns:xmp="http://ns.adobe.com/xap/1.0/" xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/" xmp:CreatorTool="{}" Iptc4xmpExt:DigitalSourceType="http://cv.iptc.org/newscodes/digitalsourcetype/{}"/></rdf:RDF></x:xmpmeta><?xpacket end="r"?>'''
 
@@ -45,7 +45,7 @@ def _texts(meta): # facts -> comment, XMP, as bytes
     safe = lambda x: re.sub(r'[^\w .\-+]', '', str(x))
     return text, XMP.format(safe(meta['made_by']), meta['digital_source_type']).encode()
 
-# %% ../../nbs/0_base/01b_provenance.ipynb #9295b4ef
+# %% ../../nbs/0_base/01b_provenance.ipynb #2475c63c
 def _into_png(data, text, xmp): # bytes, three times -> bytes
     "Two chunks behind IHDR."
     def chunk(key, body):
@@ -67,16 +67,39 @@ def _into_gif(data, text, xmp): # there is no usual place for XMP in a film of G
     blocks = b''.join(bytes([len(b)]) + b for i in range(0, len(text), 255) if (b := text[i:i + 255]))
     return b'GIF89a' + data[6:at] + b'\x21\xfe' + blocks + b'\0' + data[at:]
 
-# %% ../../nbs/0_base/01b_provenance.ipynb #38437cae
-MAGIC = (('png', 0, b'\x89PNG\r\n\x1a\n'), ('jpeg', 0, b'\xff\xd8\xff'), ('gif', 0, b'GIF8'), ('mp4', 4, b'ftyp'))   # format, offset, bytes
+# %% ../../nbs/0_base/01b_provenance.ipynb #be70e057
+def _into_ply(data, text, xmp):
+    "A line behind the one that names the format."
+    at = data.index(b'\n', data.index(b'\n') + 1) + 1
+    return data[:at] + b'comment ' + text + b'\n' + data[at:]
+
+
+def _into_obj(data, text, xmp): return b'# ' + text + b'\n' + data
+
+
+def _glb_tree(data): # bytes -> its JSON, the rest
+    n, kind = struct.unpack('<I4s', data[12:20])
+    require(kind == b'JSON' and 20 + n <= len(data), 'a GLB begins with a chunk of JSON; this one is damaged')
+    return json.loads(data[20:20 + n]), data[20 + n:]
+
+
+def _into_glb(data, text, xmp):
+    tree, rest = _glb_tree(data)
+    tree['asset'].setdefault('extras', {})['provenance'] = json.loads(text)
+    body = json.dumps(tree, separators=(',', ':')).encode()
+    body += b' '*(-len(body) % 4)
+    return b'glTF' + struct.pack('<III4s', 2, 20 + len(body) + len(rest), len(body), b'JSON') + body + rest
+
+# %% ../../nbs/0_base/01b_provenance.ipynb #1170d584
+MAGIC = (('png', 0, b'\x89PNG\r\n\x1a\n'), ('jpeg', 0, b'\xff\xd8\xff'), ('gif', 0, b'GIF8'), ('mp4', 4, b'ftyp'), ('ply', 0, b'ply'), ('glb', 0, b'glTF\2\0\0\0'))   # format, offset, bytes
 
 
 def _format(path): # -> a name of MAGIC
-    "By how the file begins, whatever it is called."
+    "By how the file begins, whatever it is called; an OBJ begins like any text, and is known by its name."
     require(Path(path).is_file(), f'{path}: no file')
     with open(path, 'rb') as f: head = f.read(16)
-    found = next((k for k, at, m in MAGIC if head[at:at + len(m)] == m), None)
-    require(found, f'{path}: neither PNG, JPEG, GIF nor MP4')
+    found = next((k for k, at, m in MAGIC if head[at:at + len(m)] == m), 'obj' if Path(path).suffix.lower() == '.obj' else None)
+    require(found, f'{path}: neither PNG, JPEG, GIF, MP4, PLY, GLB nor OBJ')
     return found
 
 
@@ -102,15 +125,16 @@ def _ffmpeg(path, *out): # film, what comes out -> bytes
     require(r.returncode == 0, f'{path}: damaged, or no MP4 ({(r.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"])[-1][:160]})')
     return r.stdout
 
-# %% ../../nbs/0_base/01b_provenance.ipynb #cd24b7f7
-def mark(path,       # .png, .jpg, .gif or .mp4 that exists
+# %% ../../nbs/0_base/01b_provenance.ipynb #ead45ce1
+def mark(path,       # .png, .jpg, .gif, .mp4, .ply, .obj or .glb that exists
          meta: dict, # of `facts`
         ) -> Path:
-    "Put provenance into a file; its pixels stay as they are."
+    "Put provenance into a file; its pixels, or points, stay as they are."
     path, kind = Path(path), _format(path)
     text, xmp = _texts(meta)
     require(read_provenance(path) is None, f'{path}: it says already where it comes from; nothing is changed')
-    if kind != 'mp4': return write_atomic(path, dict(png=_into_png, jpeg=_into_jpeg, gif=_into_gif)[kind](path.read_bytes(), text, xmp))
+    put = dict(png=_into_png, jpeg=_into_jpeg, gif=_into_gif, ply=_into_ply, obj=_into_obj, glb=_into_glb)
+    if kind != 'mp4': return write_atomic(path, put[kind](path.read_bytes(), text, xmp))
     with tempfile.TemporaryDirectory() as folder:
         _ffmpeg(path.resolve(), '-map', '0', '-c', 'copy', '-metadata', f'comment={text.decode()}', f'{folder}/film.mp4')
         return write_atomic(path, (Path(folder)/'film.mp4').read_bytes())
@@ -127,11 +151,21 @@ def write_png(path,       # .png
     Image.fromarray(image).save(f, 'PNG', optimize=True)
     return write_atomic(path, _into_png(f.getvalue(), *_texts(meta)))
 
-# %% ../../nbs/0_base/01b_provenance.ipynb #9cd26a95
+# %% ../../nbs/0_base/01b_provenance.ipynb #5d278c3a
+def _mesh_comment(path, kind): # 'ply', 'obj' or 'glb' -> bytes
+    "What stands in the place where `mark` writes."
+    with open(path, 'rb') as f: data = f.read(1 << 24 if kind == 'glb' else 4*LIMIT)
+    if kind == 'obj': return data.partition(b'\n')[0].removeprefix(b'# ')
+    if kind == 'ply': return (re.findall(rb'^comment (\{"made_by".*)$', data.partition(b'end_header')[0], re.M) or [b''])[0]
+    try: return json.dumps(_glb_tree(data)[0]['asset'].get('extras', {}).get('provenance', '')).encode()
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError, struct.error): raise BadInput(f'{path}: damaged: no GLB whose JSON can be read') from None
+
+
 def _comment(path): # -> str
     "The comment of a file; '' where there is none."
     from PIL import Image
     kind = _format(path)
+    if kind in ('ply', 'obj', 'glb'): return _mesh_comment(path, kind).decode(errors='replace')
     if kind == 'mp4':
         require(_whole(path), f'{path}: damaged: the film is cut off, and its comment stands at the end')
         text = _ffmpeg(Path(path).resolve(), '-f', 'ffmetadata', '-')[:4*LIMIT].decode(errors='replace')
@@ -143,7 +177,7 @@ def _comment(path): # -> str
     return text.decode(errors='replace') if isinstance(text, bytes) else str(text)
 
 
-def read_provenance(path, # PNG, JPEG, GIF or MP4
+def read_provenance(path, # PNG, JPEG, GIF, MP4, PLY, OBJ or GLB
                    ):     # dict, or None: it says nothing
     "What a file says about how it was made. Nothing vouches for it."
     text = _comment(path)
