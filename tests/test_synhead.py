@@ -3,6 +3,7 @@ import numpy as np, pytest, torch
 from headnb.base.core import repo_path
 from headnb.base.camera import yaw_pitch
 from headnb.field.bilinear import head_bilinear
+from headnb.field.hair import STYLES
 from headnb.field.rig import load_head
 from headnb.gan.data import Batches, HeadDataset
 from headnb.gan.synhead import SynHead, facts_of, recoded
@@ -31,7 +32,7 @@ def test_specs_are_valid(make, path):
     assert s.bare and s.codes and s.background == 'white' and make.ANNY.total(s) == s.people*52*s.views*2
     if path.stem == 'paper': assert (s.people, s.views, s.size) == (100, 72, 512)
     seen = {make.ANNY.item(s, i)[3]['view'] for i in range(0, 2*s.views*52, 2)}
-    assert len(seen) == s.views if not s.grid else len(seen) > 36            # a grid is seen from everywhere
+    assert len(seen) == s.views if not s.grid else len(seen) > 25            # a grid is seen from everywhere
 
 
 def test_held_cameras_are_others(make):
@@ -63,7 +64,7 @@ def test_the_folder_is_the_same_set(made):
     f = facts_of(ds)
     place = {(int(e), int(v), bool(h)): i for i, (e, v, h) in enumerate(zip(f['expression'], f['view'], f['hair']))}
     names, g = load_head().expression_names, syn.facts
-    assert len(syn) == 208 and syn.subjects == ['fs_001'] and syn.n_styles == 30 and syn.styles.tolist() == [int(np.load(made[0].with_name('set_truth.npz'))['hair'].max())]
+    assert len(syn) == 208 and syn.subjects == ['fs_001'] and syn.n_styles == len(STYLES) and syn.styles.tolist() == [int(np.load(made[0].with_name('set_truth.npz'))['hair'].max())]
     for i in range(0, 208, 19):
         x, y = syn[i], ds[place[names.index(syn.expressions[g['expression'][i]]), int(g['view'][i]), bool(g['hair'][i])]]
         assert (x['image'].int() - y['image'].int()).abs().max() <= 1 and torch.equal(x['mask'], y['mask']) and torch.allclose(x['c'], y['c'])
