@@ -6,7 +6,7 @@
 __all__ = ['FRONTAL', 'place_of', 'check_complete', 'on_white', 'off_white', 'SynHead', 'write_synhead', 'read_obj',
            'read_points', 'read_meshes', 'write_meshes', 'facts_of', 'recoded']
 
-# %% ../../nbs/3_gan/31g_synhead.ipynb #5c8bc1a1
+# %% ../../nbs/3_gan/31g_synhead.ipynb #9d8144c7
 import copy, json, re
 from pathlib import Path
 import numpy as np
@@ -17,7 +17,7 @@ from ..base.core import BadInput, require, suggest, write_atomic
 from ..field.bilinear import arkit_columns, fit_bilinear
 from .data import HeadDataset, IMAGE_TYPES, MAX_JSON, decode, open_source, read_labels, read_rows, to_size, write_dataset
 
-# %% ../../nbs/3_gan/31g_synhead.ipynb #f89b118a
+# %% ../../nbs/3_gan/31g_synhead.ipynb #a1fbbd3d
 _PLACE = re.compile(r'(?:^|/)([^/]+)/([^/]+)/([^/]+)/(\d+)\.\w+$')
 FRONTAL = 30                                          # of 72 views, as the released code has it
 
@@ -50,7 +50,7 @@ def check_complete(places, views, expressions, # of pictures with hair; how many
     require(len(all_e) == expressions, f'{where} has {len(all_e)} expressions; {expressions} are expected')
     require(len(all_v) == views, f'{where} has {len(all_v)} views; {views} are expected (view numbers {min(all_v, default=0)} to {max(all_v, default=0)})')
 
-# %% ../../nbs/3_gan/31g_synhead.ipynb #0ea1ab24
+# %% ../../nbs/3_gan/31g_synhead.ipynb #e951ee0a
 def on_white(rgba): # uint8 [h,w,4] -> [h,w,3]
     "Composited, truncated."
     x = rgba.astype(np.int32)
@@ -63,7 +63,7 @@ def off_white(rgb, a): # uint8 [h,w,3] on white, [h,w] opacity -> uint8 [h,w,4]
     colour = np.where(a > 0, (x - 255 + a)*255/np.maximum(a, 1), 0)
     return np.concatenate([colour.round().clip(0, 255), a], -1).astype(np.uint8)
 
-# %% ../../nbs/3_gan/31g_synhead.ipynb #32b45254
+# %% ../../nbs/3_gan/31g_synhead.ipynb #305a110b
 class SynHead(HeadDataset):
     "SYNHEAD100's pictures, cameras and expressions; meshes come by `fit` and `coded`."
     def __init__(self, path,      # folder or zip with dataset_pose.json, total_dataset_exp.json and the trees of pictures
@@ -88,7 +88,7 @@ class SynHead(HeadDataset):
 
     def __repr__(self): return f'SynHead({self.path.name}: {len(self.subjects)} people, {len(self.expressions)} expressions, {len(self)} pictures of {self.resolution}, {"codes" if self.drive is not None else "no codes"})'
 
-# %% ../../nbs/3_gan/31g_synhead.ipynb #18d463dd
+# %% ../../nbs/3_gan/31g_synhead.ipynb #16b00627
 @patch
 def _same_views(self: SynHead, have):
     "A picture without hair shows what one with hair shows; folders are complete."
@@ -128,7 +128,7 @@ def wearers(self: SynHead, style): # hairstyle id -> numbers of the people who w
     require(0 <= style < self.n_styles, f'hairstyle {style}; ids run from 0 to {self.n_styles - 1}')
     return (self.styles == style).nonzero()[:, 0].tolist()
 
-# %% ../../nbs/3_gan/31g_synhead.ipynb #9ad48b3e
+# %% ../../nbs/3_gan/31g_synhead.ipynb #cdaf6013
 @patch
 def _read(self: SynHead, name):
     "Picture and opacity."
@@ -148,7 +148,7 @@ def only(self: SynHead, keep): # [n] bool -> a copy
     part.exp = self.exp[torch.as_tensor(keep).bool()]
     return part
 
-# %% ../../nbs/3_gan/31g_synhead.ipynb #9c747ec0
+# %% ../../nbs/3_gan/31g_synhead.ipynb #ab49c39c
 def write_synhead(path,  # folder to make
                   items, # iterable of dict(image uint8 [h,w,3] on white, mask uint8 [h,w], c [25], weights [52], subject, expression, view, bare)
                   styles=None, n_styles=30): # {subject: hairstyle id}
@@ -164,7 +164,7 @@ def write_synhead(path,  # folder to make
     if styles: write_atomic(path/'dataset_hair.json', json.dumps({'styles': n_styles, 'labels': [*styles.items()]}))
     return path
 
-# %% ../../nbs/3_gan/31g_synhead.ipynb #501256b3
+# %% ../../nbs/3_gan/31g_synhead.ipynb #566d39ac
 def read_obj(path): # -> vertices [v,3], faces [f,3] (none: [0,3])
     "Positions and triangles of an .obj."
     try: lines = Path(path).read_text().splitlines()
@@ -204,7 +204,7 @@ def read_meshes(folder,   # with <subject>_<expression>.obj
     require(len(f0) and 0 <= f0.min() and f0.max() < first[1], f'{first[0]}: no triangles; pass template=' if not len(f0) else f'{template}: faces name vertices up to {f0.max()}; the meshes have {first[1]}')
     return torch.from_numpy(np.stack(out)).unflatten(0, (len(subjects), len(expressions))), f0
 
-# %% ../../nbs/3_gan/31g_synhead.ipynb #689fafe8
+# %% ../../nbs/3_gan/31g_synhead.ipynb #9aaf38a2
 def write_meshes(path, meshes, faces, subjects, expressions, lips=None): # folder; [p,e,v,3], [f,3]; lips [p,e,12,3]
     "meshes/ and lms/ of the released layout."
     tail = '\n'.join('f ' + ' '.join(f'{i}/{i}/{i}' for i in t) for t in (np.asarray(faces) + 1).tolist())
@@ -243,7 +243,7 @@ def facts(self: SynHead): # dict of [n]: identity, expression (of `subjects`, `e
     rows = torch.tensor([(who[s], what[e], v, not bare) for bare, s, e, v in map(place_of, self.names)])
     return dict(identity=rows[:, 0], expression=rows[:, 1], view=rows[:, 2], hair=rows[:, 3].bool(), style=self.styles[rows[:, 0]])
 
-# %% ../../nbs/3_gan/31g_synhead.ipynb #10d6a467
+# %% ../../nbs/3_gan/31g_synhead.ipynb #5b7d661f
 @patch
 def to_zip(self: SynHead, out): # .zip or folder -> its path
     "The field's format, with codes, opacity and facts."
