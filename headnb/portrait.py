@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PortraitHead', 'GalleryViewer', 'portrait']
 
-# %% ../nbs/6_tools/66c_portrait.ipynb #6e137f41
+# %% ../nbs/6_tools/66c_portrait.ipynb #4ced0a1a
 import functools
 from pathlib import Path
 import numpy as np
@@ -21,7 +21,7 @@ from .gan.scenes import in_shape_of
 from .nets.motion import CodeMotion
 from .stream import Moment, Stream
 
-# %% ../nbs/6_tools/66c_portrait.ipynb #d0a4f768
+# %% ../nbs/6_tools/66c_portrait.ipynb #3da73eb9
 class PortraitHead:
     "Photographs that do what a drive says."
     def __init__(self, G, gallery,   # Reconstructor (Portrait4D); pictures: paths, arrays, tensors
@@ -44,7 +44,7 @@ class PortraitHead:
 
     def _stream(self, i): return Stream(self.G, self.gallery[i], self.encoder, self.codes[i], **self.settings)
 
-# %% ../nbs/6_tools/66c_portrait.ipynb #d90be9cf
+# %% ../nbs/6_tools/66c_portrait.ipynb #7a0df4fa
 @patch
 def key(self: PortraitHead, drive): # [n,k] -> bytes
     "What the face does."
@@ -82,7 +82,7 @@ def about(self: PortraitHead, source=None, **more): # as for a call; of `facts`
     photo = self.gallery[i]
     return facts(self.name, fingerprint(self.G.state_dict()), source=photo if isinstance(photo, (str, Path)) else None, **more)
 
-# %% ../nbs/6_tools/66c_portrait.ipynb #c756f01e
+# %% ../nbs/6_tools/66c_portrait.ipynb #6614e5cb
 class GalleryViewer(OrbitViewer):
     "A viewer with a slider `source`, and pictures to choose by."
     def __init__(self, gallery, render, quick=None, thumb=72, **kw): # pictures; of OrbitViewer; pixels of a small picture
