@@ -12,7 +12,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parents[1]), str(HERE)]
 import torch
 import make
-from headnb.base.core import BadInput, require, suggest, to_dict
+from headnb.base.core import BadInput, from_dict, require, suggest, to_dict
 from headnb.field.rig import load_head
 from headnb.gan.data import HeadDataset, collate, write_dataset
 from headnb.gan.fit import SETTINGS
@@ -30,7 +30,7 @@ def photographs(spec, out, count=None, workers=1): # Spec, path -> HeadDataset w
     "The pictures, if they are not there."
     require(spec.kind in ('clips', 'frontal'), f'kind is {spec.kind}; codes are fitted to one camera a picture: clips or frontal')
     count = min(count or make.total(spec), make.total(spec))
-    if out.exists() and (have := HeadDataset(out)).meta['recipe'] == to_dict(spec) and len(have) == count: return have
+    if out.exists() and from_dict(make.Spec, (have := HeadDataset(out)).meta['recipe'], str(out)) == spec and len(have) == count: return have
     return HeadDataset(make.assemble(spec, out, make.render(spec, out, count, workers), keep=count < make.total(spec)))   # a longer --count reuses the shards
 
 
