@@ -22,8 +22,10 @@ from torch.nn import functional as F
 from ..base.camera import check_label, make_label, project, split_label, yaw_pitch
 from ..base.core import require
 from ..nets.ops import resize
+from .data import to_bytes
+from .external import ScriptJudge, inception
 from .judges import FeatureNet, pair_auc
-from .metrics import Features, Part, Result, ScriptJudge, coverage, data_name, distance_ratio, fake_features, fid, inception, judge_name, to_bytes
+from .metrics import Features, Part, Result, coverage, data_name, distance_ratio, fake_features, fid, judge_name
 from .truth import Views, averaged, back_project, depth_error, normal_error, outline, own_and_others
 
 # %% ../../nbs/3_gan/34e_around.ipynb #8481520d
@@ -82,7 +84,7 @@ class Eyes(nn.Module):
         return {k: replace(seen, x=x, judge=n) for k, x, n in zip(('features', 'classes', 'face', 'sharpness'), parts, self.names)}
 
 # %% ../../nbs/3_gan/34e_around.ipynb #0668575d
-def inception_classes(path):  # as `metrics.inception`; a user of such a file looks through Eyes(judges, inception(path), inception_classes(path))
+def inception_classes(path):  # as `external.inception`; a user of such a file looks through Eyes(judges, inception(path), inception_classes(path))
     "Class logits of a user's Inception, without the bias of its last layer, as the Inception score has them."
     net, path = inception(path), Path(path)
     if isinstance(net, ScriptJudge): logits = lambda x: net.net(to_bytes(x), no_output_bias=True).clamp(min=1e-20).log()     # that file ends in a softmax

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['IMAGE_TYPES', 'MAX_ENTRY', 'MAX_JSON', 'MAX_SIDE', 'MAX_RATIO', 'SMALL', 'DEPTH_UNIT', 'check_name', 'ZipSource',
-           'FolderSource', 'open_source', 'decode', 'to_size', 'read_rows', 'read_labels', 'HeadDataset', 'data_hash',
-           'write_dataset', 'Order', 'collate', 'Batches', 'InTurn', 'in_turn', 'pose_weights']
+           'FolderSource', 'open_source', 'decode', 'to_size', 'to_bytes', 'from_bytes', 'read_rows', 'read_labels',
+           'HeadDataset', 'data_hash', 'write_dataset', 'Order', 'collate', 'Batches', 'InTurn', 'in_turn',
+           'pose_weights']
 
 # %% ../../nbs/3_gan/31_data.ipynb #c112990a
 import copy, hashlib, io, json, os, re, zipfile, zlib
@@ -125,6 +126,16 @@ def to_size(im,            # square PIL image
     d = np.asarray(im).reshape(size, side//size, size, side//size).astype(np.float64)
     hit = (d > 0).sum((1, 3))
     return (d.sum((1, 3))/np.maximum(hit, 1)*(hit*2 >= (side//size)**2)).round().astype(np.uint16)
+
+# %% ../../nbs/3_gan/31_data.ipynb #412d3e38
+def to_bytes(x,):  # images [n,3,h,w] in -1..1 (float), or uint8, which passes
+    "The released quantisation: `x*127.5+128`, cut to 0..255, truncated; so files and tensors give the same number."
+    return x if x.dtype == torch.uint8 else (x.float()*127.5+128).clamp(0, 255).to(torch.uint8)
+
+
+def from_bytes(x):  # uint8 images
+    "Images in -1..1, as every network here reads them."
+    return x.float()/127.5-1
 
 # %% ../../nbs/3_gan/31_data.ipynb #111aa16b
 def read_rows(source, names, # ZipSource or FolderSource; image names that need a row
@@ -422,7 +433,7 @@ def collate(items,          # list of ds[i]
            ) -> dict:       # image [b,3,h,w] -1..1, mask [b,1,h,w] 0..1, depth [b,1,h,w], c [b,25], drive [b,k], index [b]
     "Stack pictures and bring them to the ranges of the networks."
     out = {k: torch.stack([x[k] for x in items]).to(device, non_blocking=True) for k in ('image', 'mask', 'depth', 'c', 'drive', 'index') if k in items[0]}
-    out['image'] = out['image'].float()/127.5 - 1
+    out['image'] = from_bytes(out['image'])
     if 'mask' in out: out['mask'] = out['mask'].float()/255
     return out
 

@@ -25,6 +25,7 @@ from ..base.core import asset_path, from_dict, progress, require, sha256_of, sug
 from ..field.hair import STYLES
 from ..field.heads import SEG, render_heads, sample_head
 from ..field.rig import load_head, rotation as axis_rotation
+from .data import from_bytes, to_bytes
 
 # %% ../../nbs/3_gan/33_judges.ipynb #a56b3b69
 IDENTITY = 'shape tone blush freckles blotch age lip lip_strength brow brow_color iris'.split()   # what stays when a person is seen again
@@ -87,7 +88,7 @@ def judge_record(truth: dict,   # of rendered heads, as `render_heads` returns i
     if image.shape[-1] != size: image = F.interpolate(image, size=(size, size), mode='bilinear', antialias=True, align_corners=False)
     onehot = F.one_hot(truth['seg'][:, 0].long(), len(SEG)).permute(0, 3, 1, 2).float()
     rotation = camera_to_head(truth['c'], axis_rotation(truth['pose'][:, 1]))
-    return dict(image=(image*127.5+128).clamp(0, 255).to(torch.uint8), seg=F.adaptive_avg_pool2d(onehot, size//2).argmax(1).to(torch.uint8),
+    return dict(image=to_bytes(image), seg=F.adaptive_avg_pool2d(onehot, size//2).argmax(1).to(torch.uint8),
                 landmarks=truth['landmarks'].half(), rotation=rotation.half(), front=sees_face(rotation),
                 shape=truth['shape'].half(), expression=truth['expression'].half(), style=truth['hair'].to(torch.uint8),
                 accessory=((truth['glasses'] > 0)+2*(truth['hat'] > 0)).to(torch.uint8), identity=torch.as_tensor(identity, dtype=torch.int32), traits=traits.half())
@@ -363,7 +364,7 @@ def twins(net, n: int,):  # how many
 def worker_terms(net, who, rec, people, scale, generator, rare=None, others: int = 768):
     "What one worker minimises: a batch, moved and worsened, against some of the people (identity, traits)."
     rec, some = moved(rec, generator), torch.randperm(len(people[0]), generator=generator)[:others]
-    x, rec['damage'] = worsen(rec['image'].float()/127.5-1, generator)
+    x, rec['damage'] = worsen(from_bytes(rec['image']), generator)
     known = rec['identity'][:, None] == people[0][some]
     return judge_losses(net(x), rec, who(rec['traits']), who(people[1][some]), known, scale, rare)
 
@@ -485,7 +486,7 @@ def rotation_angle(a, b):  # [n,3,3] each -> degrees [n]
 def measure(net: JudgeNet, data: dict,  # held-out judge record
             batch: int = 100) -> dict:   # name -> number
     "Accuracy of every head."
-    rows = [net(x.float()/127.5-1) for x in data['image'].split(batch)]
+    rows = [net(from_bytes(x)) for x in data['image'].split(batch)]
     out, front = {k: torch.cat([r[k] for r in rows]) for k in rows[0]}, data['front']
     seen = front.nonzero()[:1500, 0]
     px = (out['landmarks']-data['landmarks'].float()).norm(dim=-1)[front]*net.cfg.size
@@ -494,7 +495,7 @@ def measure(net: JudgeNet, data: dict,  # held-out judge record
     hit = lambda k, top=1: (out[k].topk(min(top, out[k].shape[1]), 1).indices == data[k].long()[:, None]).any(1).float().mean().item()
     scale, turned = code_scale(data), view_direction(*angles(data['rotation'])[:2])[seen, 2] > math.cos(math.radians(45))
     likeness = lambda k, weight=None: mean_correlation(out[k][front], data[k][front].float(), weight).item()
-    e = torch.cat([net.identify(x.float()/127.5-1) for x in data['image'][seen].split(batch)])
+    e = torch.cat([net.identify(from_bytes(x)) for x in data['image'][seen].split(batch)])
     who, day = data['identity'][seen], data['style'][seen].long()
     angle = rotation_angle(out['rotation'], data['rotation'].float())
     return {'images': len(front), 'identities': len(data['identity'].unique()),
@@ -512,7 +513,7 @@ def measure(net: JudgeNet, data: dict,  # held-out judge record
 def standardise_features(net: JudgeNet, images,):  # uint8 [n,3,h,w]: a sample of the training images
     "Set the mean and spread by which the FID features are standardised."
     net.feature_mean.zero_(); net.feature_std.fill_(1)
-    x = torch.cat([net.features(i.float()/127.5-1) for i in images.split(100)])
+    x = torch.cat([net.features(from_bytes(i)) for i in images.split(100)])
     net.feature_mean.copy_(x.mean(0)); net.feature_std.copy_(x.std(0).clamp(min=1e-4))
 
 
@@ -522,7 +523,7 @@ def settle_parts(net: JudgeNet, data: dict,            # the training set
                  shares=(0., .25, .5, .75, 1.)) -> float:  # the share that was taken
     "Rare parts were weighted up, so they are seen too often: take that share of the weights out of the biases which serves the IoU best."
     pick, k = torch.randperm(len(data['seg']), generator=torch.Generator().manual_seed(1))[:n], len(net.cfg.parts)
-    scores = torch.cat([net(x.float()/127.5-1)['parts'] for x in data['image'][pick].split(100)])
+    scores = torch.cat([net(from_bytes(x))['parts'] for x in data['image'][pick].split(100)])
     shift = part_weights(data, k).log()
     quality = [intersection_over_union((scores-a*shift[:, None, None]).argmax(1), data['seg'][pick], k).nanmean() for a in shares]
     best = shares[int(torch.stack(quality).argmax())]
