@@ -89,7 +89,7 @@ def test_strangers(tmp_path):
 
 def test_pixels_and_archives(tmp_path):
     f = write_png(tmp_path/'a.png', FACE, facts('m', date='d'))
-    assert (np.asarray(Image.open(f)) == FACE).all() and json.loads(Image.open(f).info['Comment'])['synthetic'] is True
+    assert (np.asarray(Image.open(f)) == FACE).all() and json.loads(Image.open(f).info['Provenance'])['synthetic'] is True
     import xml.etree.ElementTree as ET
     for name in ('a.png', 'b.jpg'):
         if name == 'b.jpg': mark(fresh(tmp_path/name), facts('m', date='d'))

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['SOURCES', 'LIMIT', 'XMP', 'MAGIC', 'facts', 'mark', 'write_png', 'read_provenance']
 
-# %% ../../nbs/0_base/01b_provenance.ipynb #f720e36c
+# %% ../../nbs/0_base/01b_provenance.ipynb #9c113a0b
 import json, re, struct, subprocess, tempfile, zlib
 from datetime import datetime, timezone
 from pathlib import Path
 from .core import BadInput, require, sha256_of, suggest, write_atomic
 
-# %% ../../nbs/0_base/01b_provenance.ipynb #77adbbd7
+# %% ../../nbs/0_base/01b_provenance.ipynb #ad4d90d3
 SOURCES = dict(trainedAlgorithmicMedia='made by a trained model', algorithmicMedia='made by a program that has not learned from pictures of people',
                compositeWithTrainedAlgorithmicMedia='a photograph, with parts made by a trained model')   # terms of IPTC's digital source type
 
@@ -32,7 +32,7 @@ def facts(model: str,           # name of the model
     now = date or datetime.now(timezone.utc).isoformat(timespec='seconds')
     return dict(made_by=f'headnb {headnb.__version__}', synthetic=True, digital_source_type=kind, model=str(model), weights=str(weights)[:16], **files, date=now) | more
 
-# %% ../../nbs/0_base/01b_provenance.ipynb #12b4edf5
+# %% ../../nbs/0_base/01b_provenance.ipynb #76408fe8
 LIMIT = 16_000   # bytes of JSON: what is written, and what is read
 XMP = '''<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description rdf:about="" xmlns:xmp="http://ns.adobe.com/xap/1.0/" xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/" xmp:CreatorTool="{}" Iptc4xmpExt:DigitalSourceType="http://cv.iptc.org/newscodes/digitalsourcetype/{}"/></rdf:RDF></x:xmpmeta><?xpacket end="r"?>'''
 
@@ -45,20 +45,21 @@ def _texts(meta): # facts -> comment, XMP, as bytes
     safe = lambda x: re.sub(r'[^\w .\-+]', '', str(x))
     return text, XMP.format(safe(meta['made_by']), meta['digital_source_type']).encode()
 
-# %% ../../nbs/0_base/01b_provenance.ipynb #2475c63c
+# %% ../../nbs/0_base/01b_provenance.ipynb #a9e3b625
 def _into_png(data, text, xmp): # bytes, three times -> bytes
-    "Two chunks behind IHDR."
+    "Two chunks behind IHDR; somebody else's XMP is left alone."
     def chunk(key, body):
         body = b'iTXt' + key + b'\0\0\0\0\0' + body
         return struct.pack('>I', len(body) - 4) + body + struct.pack('>I', zlib.crc32(body))
-    return data[:33] + chunk(b'Comment', text) + chunk(b'XML:com.adobe.xmp', xmp) + data[33:]
+    return data[:33] + chunk(b'Provenance', text) + (b'' if b'XML:com.adobe.xmp' in data else chunk(b'XML:com.adobe.xmp', xmp)) + data[33:]
 
 
 def _into_jpeg(data, text, xmp):
     "Two segments behind the first one, which says JFIF or Exif."
     segment = lambda mark, body: b'\xff' + mark + struct.pack('>H', len(body) + 2) + body
     at = 4 + struct.unpack('>H', data[4:6])[0] if data[2:4] in (b'\xff\xe0', b'\xff\xe1') else 2
-    return data[:at] + segment(b'\xe1', b'http://ns.adobe.com/xap/1.0/\0' + xmp) + segment(b'\xfe', text) + data[at:]
+    head = b'http://ns.adobe.com/xap/1.0/\0'
+    return data[:at] + (b'' if head in data else segment(b'\xe1', head + xmp)) + segment(b'\xfe', text) + data[at:]
 
 
 def _into_gif(data, text, xmp): # there is no usual place for XMP in a film of GIFs
@@ -67,7 +68,7 @@ def _into_gif(data, text, xmp): # there is no usual place for XMP in a film of G
     blocks = b''.join(bytes([len(b)]) + b for i in range(0, len(text), 255) if (b := text[i:i + 255]))
     return b'GIF89a' + data[6:at] + b'\x21\xfe' + blocks + b'\0' + data[at:]
 
-# %% ../../nbs/0_base/01b_provenance.ipynb #be70e057
+# %% ../../nbs/0_base/01b_provenance.ipynb #a410104f
 def _into_ply(data, text, xmp):
     "A line behind the one that names the format."
     at = data.index(b'\n', data.index(b'\n') + 1) + 1
@@ -90,7 +91,7 @@ def _into_glb(data, text, xmp):
     body += b' '*(-len(body) % 4)
     return b'glTF' + struct.pack('<III4s', 2, 20 + len(body) + len(rest), len(body), b'JSON') + body + rest
 
-# %% ../../nbs/0_base/01b_provenance.ipynb #1170d584
+# %% ../../nbs/0_base/01b_provenance.ipynb #6fa9d55d
 MAGIC = (('png', 0, b'\x89PNG\r\n\x1a\n'), ('jpeg', 0, b'\xff\xd8\xff'), ('gif', 0, b'GIF8'), ('mp4', 4, b'ftyp'), ('ply', 0, b'ply'), ('glb', 0, b'glTF\2\0\0\0'))   # format, offset, bytes
 
 
@@ -125,7 +126,7 @@ def _ffmpeg(path, *out): # film, what comes out -> bytes
     require(r.returncode == 0, f'{path}: damaged, or no MP4 ({(r.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"])[-1][:160]})')
     return r.stdout
 
-# %% ../../nbs/0_base/01b_provenance.ipynb #ead45ce1
+# %% ../../nbs/0_base/01b_provenance.ipynb #191e047f
 def mark(path,       # .png, .jpg, .gif, .mp4, .ply, .obj or .glb that exists
          meta: dict, # of `facts`
         ) -> Path:
@@ -136,7 +137,8 @@ def mark(path,       # .png, .jpg, .gif, .mp4, .ply, .obj or .glb that exists
     put = dict(png=_into_png, jpeg=_into_jpeg, gif=_into_gif, ply=_into_ply, obj=_into_obj, glb=_into_glb)
     if kind != 'mp4': return write_atomic(path, put[kind](path.read_bytes(), text, xmp))
     with tempfile.TemporaryDirectory() as folder:
-        _ffmpeg(path.resolve(), '-map', '0', '-c', 'copy', '-metadata', f'comment={text.decode()}', f'{folder}/film.mp4')
+        both = '\n'.join(filter(None, (text.decode(), _comment(path))))
+        _ffmpeg(path.resolve(), '-map', '0', '-c', 'copy', '-metadata', f'comment={both}', f'{folder}/film.mp4')
         return write_atomic(path, (Path(folder)/'film.mp4').read_bytes())
 
 
@@ -151,7 +153,7 @@ def write_png(path,       # .png
     Image.fromarray(image).save(f, 'PNG', optimize=True)
     return write_atomic(path, _into_png(f.getvalue(), *_texts(meta)))
 
-# %% ../../nbs/0_base/01b_provenance.ipynb #5d278c3a
+# %% ../../nbs/0_base/01b_provenance.ipynb #fb1908fa
 def _mesh_comment(path, kind): # 'ply', 'obj' or 'glb' -> bytes
     "What stands in the place where `mark` writes."
     with open(path, 'rb') as f: data = f.read(1 << 24 if kind == 'glb' else 4*LIMIT)
@@ -172,16 +174,17 @@ def _comment(path): # -> str
         found = re.search(r'^comment=((?:[^\\\n]|\\.)*)$', text, re.M | re.S)
         return re.sub(r'\\(.)', r'\1', found[1], flags=re.S) if found else ''
     try:
-        with Image.open(path, formats=[kind]) as im: text = im.info.get('Comment' if kind == 'png' else 'comment', '')
+        with Image.open(path, formats=[kind]) as im:
+            found = [x for k, x in im.applist if k == 'COM'] if kind == 'jpeg' else [im.info.get('Provenance' if kind == 'png' else 'comment', '')]
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as e: raise BadInput(f'{path}: damaged ({type(e).__name__}: {str(e)[:120]})') from None
-    return text.decode(errors='replace') if isinstance(text, bytes) else str(text)
+    return '\n'.join(x.decode(errors='replace') if isinstance(x, bytes) else str(x) for x in found)
 
 
 def read_provenance(path, # PNG, JPEG, GIF, MP4, PLY, OBJ or GLB
                    ):     # dict, or None: it says nothing
     "What a file says about how it was made. Nothing vouches for it."
-    text = _comment(path)
-    if not text.startswith('{"made_by": "headnb'): return None
+    text = next((x for x in _comment(path).splitlines() if x.startswith('{"made_by": "headnb')), None)
+    if text is None: return None
     require(len(text) <= LIMIT, f'{path}: its provenance has {len(text)} characters; at most {LIMIT}')
     try: said = json.loads(text)
     except (ValueError, RecursionError): raise BadInput(f'{path}: its provenance is damaged: no JSON') from None
