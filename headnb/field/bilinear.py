@@ -6,7 +6,7 @@
 __all__ = ['tucker', 'rank_errors', 'contract', 'with_neutral', 'replay_bilinear', 'arkit_columns', 'Bilinear', 'stiff',
            'fit_bilinear', 'head_meshes', 'head_bilinear', 'open_bilinear']
 
-# %% ../../nbs/2_field/22d_bilinear.ipynb #e1156680
+# %% ../../nbs/2_field/22d_bilinear.ipynb #8468e1ab
 import numpy as np
 import torch
 from fastcore.basics import patch
@@ -15,7 +15,7 @@ from .clips import ARKIT
 from .flame import read_arrays
 from .rig import Rig, load_head
 
-# %% ../../nbs/2_field/22d_bilinear.ipynb #f1b4e425
+# %% ../../nbs/2_field/22d_bilinear.ipynb #72b9aab0
 def tucker(meshes, # [p,e,v,3]: person, expression, vertex
            rank,   # columns to keep, 1..p
           ):       # core [rank,e,v,3], factors [p,rank] with orthonormal columns, singular values [p]
@@ -35,7 +35,7 @@ def rank_errors(values, entries): # singular values [p], numbers of the table ->
     left = values.double().square().flip(0).cumsum(0).flip(0)
     return (torch.cat([left, left.new_zeros(1)])/entries).sqrt()
 
-# %% ../../nbs/2_field/22d_bilinear.ipynb #fb60cd66
+# %% ../../nbs/2_field/22d_bilinear.ipynb #d6a8c6a2
 def contract(core,  # [i,e,v,3]
              s, w,  # [b,i], [b,e]; one row serves all
             ):      # [b,v,3]
@@ -48,7 +48,7 @@ def with_neutral(b): # [n,e] -> [n,1+e], rows add up to 1
     "Offsets from neutral as weights of absolute meshes."
     return torch.cat([1 - b.sum(1, keepdim=True), b], 1)
 
-# %% ../../nbs/2_field/22d_bilinear.ipynb #e47a3494
+# %% ../../nbs/2_field/22d_bilinear.ipynb #12f415bc
 def replay_bilinear(core, shape, weights, # [3N,I,E], [b,I], [b,E]: a mesh
                     data,                 # [3N,P,E]: a table to decompose; I columns are kept
                    ):                     # dict(vertices [b,N,3], factors_id [P,I], core [3N,I,E], reconstruction_error [1])
@@ -59,7 +59,7 @@ def replay_bilinear(core, shape, weights, # [3N,I,E], [b,I], [b,E]: a mesh
     out = dict(vertices=contract(ours(core), shape.double(), weights.double()), factors_id=U, core=c.permute(2, 3, 0, 1).flatten(0, 1), reconstruction_error=rank_errors(values, table.numel())[[core.shape[1]]])
     return {k: x.float() for k, x in out.items()}
 
-# %% ../../nbs/2_field/22d_bilinear.ipynb #b64df0a1
+# %% ../../nbs/2_field/22d_bilinear.ipynb #065e3d5c
 def _letters(name): # 'C/03_browDown_L' -> 'browdownleft'
     s = str(name).rsplit('/', 1)[-1]
     for short, long in (('_L', 'Left'), ('_R', 'Right')): s = s.removesuffix(short) + (long if s.endswith(short) else '')
@@ -80,7 +80,7 @@ def arkit_columns(names,   # of the table's columns
     require(not lost or lost and len(lost) == 1 and 'neutral' in at, f'{where} has {len(ARKIT) - len(lost)} of the 52 blendshapes; {", ".join(lost[:4])}{" ..." if len(lost) > 4 else ""} {"is" if len(lost) == 1 else "are"} missing')
     return {k: at[k] for k in sorted(at, key=lambda k: k != 'neutral')}
 
-# %% ../../nbs/2_field/22d_bilinear.ipynb #db42dca1
+# %% ../../nbs/2_field/22d_bilinear.ipynb #c88a9c16
 class Bilinear(Rig):
     "A head that is linear in the person and linear in the expression."
     def __init__(self, data,  # mapping: core [i,1+e,v,3], people [p,i] codes, expression_names e, f, J_regressor, kintree_table, weights; base [1+e,v,3] (where all codes are zero) and others are optional
@@ -97,7 +97,7 @@ class Bilinear(Rig):
         self.data.setdefault('gaze', np.zeros((self.n_expression, 6), np.float32))            # the meshes of the table look already
         for k, x in dict(core=core, people=people, base=base, mean=mean).items(): self.register_buffer(k, x, persistent=False)
 
-# %% ../../nbs/2_field/22d_bilinear.ipynb #20d286c2
+# %% ../../nbs/2_field/22d_bilinear.ipynb #2a01cbc6
 @patch
 def shaped(self: Bilinear, shape=None, expression=None, # [b,i], [b,52] or None
           ):                                            # [b,v,3]
@@ -126,7 +126,7 @@ def part(self: Bilinear, ids): # as Rig.part
     out._buffers |= dict(core=rows(self.core), base=rows(self.base), people=self.people, mean=self.mean)
     return out
 
-# %% ../../nbs/2_field/22d_bilinear.ipynb #b12f3796
+# %% ../../nbs/2_field/22d_bilinear.ipynb #7d7bd8b2
 def stiff(v, # [v,3] a head
          ):  # the arrays of a rig that turns as one piece
     "A skeleton for a mesh that has none."
@@ -152,9 +152,9 @@ def fit_bilinear(meshes,    # [p,e,v,3]: people x expressions; the same triangle
     if list(columns.values()) != list(range(meshes.shape[1])): meshes = meshes[:, list(columns.values())]
     core, people, _ = tucker(meshes, rank)
     skin = skin or stiff(meshes[:, 0].mean(0).cpu())
-    return Bilinear({**skin, 'core': core.cpu().numpy(), 'people': people.cpu().numpy(), 'f': np.asarray(faces), 'expression_names': np.array([k for k in columns if k != 'neutral'])}, check).to(meshes.device)
+    return Bilinear({**skin, 'core': core.cpu().numpy(), 'people': people.cpu().numpy(), 'f': torch.as_tensor(faces).cpu().numpy(), 'expression_names': np.array([k for k in columns if k != 'neutral'])}, check).to(meshes.device)
 
-# %% ../../nbs/2_field/22d_bilinear.ipynb #79b7c2a7
+# %% ../../nbs/2_field/22d_bilinear.ipynb #980e6083
 def head_meshes(people=100, seed=0, # how many to draw; or their codes [p,80]
                 ids=None,           # [k] vertex numbers; None: all
                ):                   # meshes [people,53,v,3], names
@@ -198,7 +198,7 @@ def save_bilinear(self: Bilinear, path): # .npz
         with open(p, 'wb') as f: np.savez(f, **self.arrays())
     return write_atomic(path, save)
 
-# %% ../../nbs/2_field/22d_bilinear.ipynb #725d138d
+# %% ../../nbs/2_field/22d_bilinear.ipynb #7c949a33
 @patch
 def spread(self: Bilinear): # [i,i]: standard normal row @ spread has the covariance of `people`
     "How codes vary."
@@ -229,7 +229,7 @@ def person(self: Bilinear, shape): # [1,i] -> Rig without identity, 52 offsets o
     own = dict(v_template=v[0], shapedirs=v.new_zeros(v.shape[1], 3, 0), expdirs=(v[1:] - v[:1]).permute(1, 2, 0))
     return Rig({k: x for k, x in self.arrays().items() if k not in ('core', 'people', 'base')} | {k: x.cpu().numpy() for k, x in own.items()}, check=False).to(self.core.device)
 
-# %% ../../nbs/2_field/22d_bilinear.ipynb #d5138603
+# %% ../../nbs/2_field/22d_bilinear.ipynb #507cddd7
 @patch
 def encode(self: Bilinear, vertices, # [b,v,3] unposed
            expression=None,          # [b,52] that they show; None: neutral
@@ -243,7 +243,7 @@ def encode(self: Bilinear, vertices, # [b,v,3] unposed
     G = G + 1e-9*G.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]*torch.eye(self.n_shape).to(G)
     return torch.linalg.solve(G.expand(len(y), -1, -1), (y@A.mT).mT)[..., 0].to(self.core)
 
-# %% ../../nbs/2_field/22d_bilinear.ipynb #dc9a05a6
+# %% ../../nbs/2_field/22d_bilinear.ipynb #ef8ca27c
 @patch
 def rescaled(self: Bilinear, scale=3., jaw=.3): # as Rig.rescaled -> Bilinear
     "The head with its neck joint at the origin; once."
