@@ -97,3 +97,18 @@ def test_bad_requests_are_refused(make, tmp_path, capsys):
                                 (SPEC, ['--folder', str(tmp_path/'f'), '--count', '4', '--workers', '1'], 'holds 4 of 208 pictures')):
         (tmp_path/'s.yaml').write_text(text)
         assert make.main([str(tmp_path/'s.yaml'), str(tmp_path/'x.zip'), *rest]) == 2 and message in capsys.readouterr().err
+
+
+def test_the_training_loop_takes_it(made, tmp_path):
+    "The stand-in drives a generator of the shipped head; the released layout gives the loop the same kinds of batches."
+    from dataclasses import replace
+    from headnb.gan.train import Run, draw
+    from headnb.papers import genhead
+    cfg = genhead.CONFIGS['tiny']
+    run = Run(*genhead.build(cfg), genhead.arrange(cfg, HeadDataset(made[0])), replace(cfg.train, batch=4), tmp_path, genhead.terms(cfg), make_step=genhead.make_step(cfg))
+    real = next(run.batches[''])
+    assert {'image', 'mask', 'drive', 'c'} <= set(real) and draw(run, real, 'D').fake['image'].shape == (4, 3, 16, 16)
+    syn = SynHead(made[1], views=2)
+    run = Run(*genhead.build(cfg), syn.coded(syn.fit(made[1]/'meshes')), replace(cfg.train, batch=4), tmp_path, genhead.terms(cfg), make_step=genhead.make_step(cfg))
+    again = next(run.batches[''])
+    assert {k: v.shape for k, v in again.items() if k not in ('drive', 'depth')} == {k: v.shape for k, v in real.items() if k not in ('drive', 'depth')} and run.drives[''].shape == (104, 65)
