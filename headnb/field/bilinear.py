@@ -112,6 +112,7 @@ def _code(self: Bilinear, x, name):
     require(name != 'shape' or x.ndim == 2 and x.shape[1] == self.n_shape, f'shape is {list(x.shape)}; expected [b,{self.n_shape}]: a row for each head, as in `people`')
     return Rig._code(self, x, name)
 
+# %% ../../nbs/2_field/22d_bilinear.ipynb #18c56719
 @patch
 def _part(self: Bilinear, x, n, name, b):
     "One part of a drive: no shape is the mean person."
@@ -136,7 +137,7 @@ def stiff(v, # [v,3] a head
     J[:2], w[:, 1] = low/low.sum(), 1
     return dict(J_regressor=J, weights=w, kintree_table=np.array([[-1, 0, 1, 1, 1], range(5)]))
 
-
+# %% ../../nbs/2_field/22d_bilinear.ipynb #f9546f58
 def fit_bilinear(meshes,    # [p,e,v,3]: people x expressions; the same triangles everywhere
                  faces,     # [f,3]
                  names,     # e: ARKit names, with or without 'neutral', in any order
@@ -174,7 +175,7 @@ def head_bilinear(people=100, # as `head_meshes`
     skin = rig.data | dict(J_regressor=rig.J_regressor.numpy(), weights=rig.weights.numpy(), gaze=np.zeros((rig.n_expression, 6), np.float32))
     return fit_bilinear(meshes, rig.faces, names, min(rank, len(meshes)), skin, check=False)
 
-
+# %% ../../nbs/2_field/22d_bilinear.ipynb #dd49a694
 _models = {}
 
 def open_bilinear(name='head',   # 'head': from the head that ships, 100 people; else a file of `save_bilinear`
@@ -212,6 +213,7 @@ def sample_shape(self: Bilinear, n, generator=None, psi=0.9): # as Rig.sample_sh
     z = torch.randn(n, self.n_shape, generator=generator).clamp(-2.5, 2.5).to(self.core)
     return self.mean + psi*z@self.spread()
 
+# %% ../../nbs/2_field/22d_bilinear.ipynb #1c6b9238
 @patch
 def standardised(self: Bilinear): # Bilinear
     "The same head by codes of mean zero and variance one."

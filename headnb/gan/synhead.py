@@ -33,7 +33,7 @@ def _key(name): # the same place, whatever stands before it
     parts = str(name).rsplit('.', 1)[0].split('/')
     return ('hs/' if len(parts) > 3 and parts[-4].endswith('_hs') else '') + '/'.join(parts[-3:])
 
-
+# %% ../../nbs/3_gan/31g_synhead.ipynb #dc118185
 def check_complete(places, views, expressions, # of pictures with hair; how many of each
                    where='the set'):
     "Name the first folder that lacks something."
@@ -111,6 +111,7 @@ def _labels(self: SynHead):
     self.subjects, self.expressions = sorted({p[1] for p in places}), sorted({p[2] for p in places})
     self.styles, self.n_styles = self._styles()
 
+# %% ../../nbs/3_gan/31g_synhead.ipynb #9b43acfd
 @patch
 def _styles(self: SynHead):
     "Hairstyle of every subject [p], and how many styles there are."
@@ -177,7 +178,7 @@ def read_obj(path): # -> vertices [v,3], faces [f,3] (none: [0,3])
     require(np.isfinite(v).all(), f'{path}: vertex {int((~np.isfinite(v)).any(1).argmax())} is not finite')
     return v, f
 
-
+# %% ../../nbs/3_gan/31g_synhead.ipynb #2336b31a
 def read_points(path): # twelve lines of three numbers -> [12,3]
     "Landmarks of the lips."
     try: x = np.loadtxt(path, dtype=np.float32, ndmin=2)
@@ -186,7 +187,7 @@ def read_points(path): # twelve lines of three numbers -> [12,3]
     require(x.shape == (12, 3) and np.isfinite(x).all(), f'{path}: {list(x.shape)} numbers; expected 12 lines of 3')
     return x
 
-
+# %% ../../nbs/3_gan/31g_synhead.ipynb #73cdd75c
 def read_meshes(folder,   # with <subject>_<expression>.obj
                 subjects, expressions, # names
                 template=None, # .obj whose triangles count, where the meshes have none
@@ -215,6 +216,7 @@ def write_meshes(path, meshes, faces, subjects, expressions, lips=None): # folde
             (Path(path)/'meshes'/f'{s}_{e}.obj').write_text(rows(meshes[i, j], 'v ') + '\n' + tail + '\n')
             if lips is not None: (Path(path)/'lms'/f'{s}_{e}.txt').write_text(rows(lips[i, j]) + '\n')
 
+# %% ../../nbs/3_gan/31g_synhead.ipynb #9e6e06d7
 @patch
 def fit(self: SynHead, meshes, # folder of meshes
         rank=50, template=None, lips=False): # as `read_meshes` -> Bilinear
@@ -236,6 +238,7 @@ def coded(self: SynHead, model): # Bilinear of the same people -> a copy whose p
     out.rows = torch.cat([self.rows[:, :25], model.join(model.people[f['identity']], w[f['expression']]).cpu()], 1)
     return out
 
+# %% ../../nbs/3_gan/31g_synhead.ipynb #ebcd6757
 @patch(as_prop=True)
 def facts(self: SynHead): # dict of [n]: identity, expression (of `subjects`, `expressions`), view, hairstyle; hair: True where there is some
     "What each picture shows."
@@ -262,7 +265,7 @@ def facts_of(ds): # SynHead, or HeadDataset with such `info` -> dict of [n]: ide
     require(all(isinstance(i, dict) and {'expression', 'view'} <= set(i) for i in info), f'{ds.path}: dataset.json does not say who does what in which picture (info)')
     return dict(identity=torch.tensor([i.get('identity', i.get('person')) for i in info]), expression=torch.tensor([i['expression'] for i in info]), view=torch.tensor([i['view'] for i in info]), hair=torch.tensor([i.get('hair', not i.get('bare', False)) for i in info]))
 
-
+# %% ../../nbs/3_gan/31g_synhead.ipynb #b2e2fbd9
 def recoded(ds, rig, # HeadDataset with codes of `rig`, a Rig
             model):  # Bilinear with the same expressions -> a copy of `ds` with its codes
     "The same pictures by the codes of a bilinear head."

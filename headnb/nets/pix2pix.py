@@ -50,7 +50,7 @@ class Residual(nn.Module):
 
     def forward(self, x): return x + self.body(x) # [b,n,h,w]
 
-
+# %% ../../nbs/1_nets/17_pix2pix.ipynb #fc046398
 class Refiner(nn.Module):
     "pix2pixHD's global generator."
     def __init__(self, cfg=CONFIGS['tiny'], n_in=3, n_out=3):
@@ -87,7 +87,7 @@ class PatchJudge(nn.Module):
         for p in self.parts: out.append(p(out[-1] if out else x))
         return out
 
-
+# %% ../../nbs/1_nets/17_pix2pix.ipynb #7e8c8822
 class Judges(nn.Module):
     "The same question at several scales."
     def __init__(self, cfg=CONFIGS['tiny'], n_in=6): # n_in: channels of condition and picture
