@@ -23,7 +23,6 @@ from .base.camera import intrinsics, make_label, orbit, rays, split_label
 from .base.show import Latest, OrbitViewer, Overtaken, Slider, SLIDERS, image_grid, planes_rgb, to_uint8, views
 from .field.render import plane_limits, render
 from .gan.checkpoint import open_generator
-from .gan.generator import GeneratorCfg
 from .open import open_official
 
 # %% ../nbs/6_tools/62_view.ipynb #49f05f8c
