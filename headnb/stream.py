@@ -9,7 +9,7 @@ __all__ = ['FILMS', 'SAFE', 'READS', 'STAGES', 'Moment', 'Skip', 'Driver', 'hash
            'Move', 'open_encoder', 'codes_of', 'Motion', 'Backdrop', 'backdrop_picture', 'camera_path', 'neck_of',
            'Watch', 'Settings', 'Stream', 'products', 'floors', 'costs', 'cost_lines']
 
-# %% ../nbs/6_tools/66_stream.ipynb #17de0835
+# %% ../nbs/6_tools/66_stream.ipynb #abc20e92
 import functools, hashlib, math, os, re, subprocess, time
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -28,14 +28,14 @@ from .field.clips import Clip, axis_angle, read_clip
 from .field.rig import compose, load_head
 from .gan.codes import still
 from .gan.control import code_spread
-from .gan.data import IMAGE_TYPES, open_source, read_labels
+from .gan.data import IMAGE_TYPES, from_bytes, open_source, read_labels
 from .gan.fit import SETTINGS, fit_rig
 from .gan.scenes import in_shape_of
 from .nets.motion import CodeMotion
 from .nets.ops import resize
 from .papers.portrait4d import Reconstructor, motion_encoder
 
-# %% ../nbs/6_tools/66_stream.ipynb #8272d22e
+# %% ../nbs/6_tools/66_stream.ipynb #204c8785
 @dataclass
 class Moment:
     "One frame of a driver: what it shows, and what is known about it."
@@ -63,7 +63,7 @@ class Driver:
     rate: float = None            # moments a second; None: pictures without time
     notes: tuple = ()             # what should be said about it
 
-# %% ../nbs/6_tools/66_stream.ipynb #df394b18
+# %% ../nbs/6_tools/66_stream.ipynb #78732536
 def hash_of(*parts): # bytes, str, arrays or tensors -> 64 hexadecimal digits
     "One checksum for what is no single file."
     h = hashlib.sha256()
@@ -84,7 +84,7 @@ def one_moment(name, data, row=None, n=0): # for messages; what `read_photo` rea
     try: return Moment(name, read_photo(data, name), **({} if row is None else known(row, n)))
     except BadInput as e: return Skip(name, str(e).removeprefix(f'{name}: '))
 
-# %% ../nbs/6_tools/66_stream.ipynb #6e6a89b3
+# %% ../nbs/6_tools/66_stream.ipynb #b21b3590
 def folder_driver(path, n): # folder or zip of pictures; numbers of a drive -> Driver
     "All pictures, by name."
     source = open_source(path)
@@ -128,7 +128,7 @@ def picture_driver(photos, n): # list of pictures -> Driver
             yield replace(m, **label_beside(p, n)) if isinstance(m, Moment) and isinstance(p, (str, Path)) else m
     return Driver(rows[0][0] if len(rows) == 1 else f'{len(rows)} pictures', hash_of(*(content(*r) for r in rows)), play, len(rows))
 
-# %% ../nbs/6_tools/66_stream.ipynb #90a24a08
+# %% ../nbs/6_tools/66_stream.ipynb #8fc184c3
 FILMS = '.mp4', '.mov', '.m4v', '.mkv', '.webm', '.avi', '.ts', '.gif'
 SAFE = ['-protocol_whitelist', 'file,pipe']
 
@@ -148,7 +148,7 @@ def sane_rate(rate, path): # frames a second, as a file says -> the same
     require(ok, f'{path}: its frame rate is {rate!r}; a film has 1 to 240 frames a second. Say what it is: rate=25')
     return float(rate)
 
-# %% ../nbs/6_tools/66_stream.ipynb #367e74a4
+# %% ../nbs/6_tools/66_stream.ipynb #beb97587
 def film_driver(path, rate=None): # film; its frames a second, None: as it says -> Driver
     "Frames of a film."
     from imageio_ffmpeg import read_frames
@@ -168,7 +168,7 @@ def film_driver(path, rate=None): # film; its frames a second, None: as it says 
         for i, data in enumerate(frames): yield Moment(f'frame {i}', Photo(np.frombuffer(data, np.uint8).reshape(h, w, 3), f'{path}, frame {i}'))
     return Driver(str(path), hash_of(Path(path).read_bytes()), play, len(sizes), rate, notes)
 
-# %% ../nbs/6_tools/66_stream.ipynb #34a8d46f
+# %% ../nbs/6_tools/66_stream.ipynb #296366d0
 def gif_driver(path, rate=None): # -> Driver
     "Frames of a GIF, evenly in time."
     try: durations = [max(im.info.get('duration', 0), 0) for im in gif_frames(path)]
@@ -190,7 +190,7 @@ def gif_frames(path): # yields PIL images
     from PIL import Image, ImageSequence
     with Image.open(path, formats=['GIF']) as im: yield from ImageSequence.Iterator(im)
 
-# %% ../nbs/6_tools/66_stream.ipynb #964ef455
+# %% ../nbs/6_tools/66_stream.ipynb #1194ec5f
 @dataclass(frozen=True)
 class Motions:
     "Motion vectors, and whose they are."
@@ -221,7 +221,7 @@ def code_rows(x, rig, encoder): # [n,k] -> [dict of what a Moment knows]
     if x.shape[1] == encoder.dim: return [dict(motion=v[None]) for v in x]
     return [dict(drive=v[None]) for v in x] if x.shape[1] == k else [known(v, k) for v in x]
 
-# %% ../nbs/6_tools/66_stream.ipynb #aebfbe3c
+# %% ../nbs/6_tools/66_stream.ipynb #e1b59766
 def at_rate(driver, fps): # Driver with a rate; frames a second -> Driver
     "Moments dropped or repeated."
     if driver.rate is None or fps is None or fps == driver.rate: return driver
@@ -250,7 +250,7 @@ def open_driver(driver, rig, encoder, # picture, list of them, folder, zip, film
     if kind in FILMS: return at_rate(film_driver(driver, rate), fps)
     return picture_driver(driver if isinstance(driver, (list, tuple)) else [driver], k)
 
-# %% ../nbs/6_tools/66_stream.ipynb #8d32244f
+# %% ../nbs/6_tools/66_stream.ipynb #f938f37c
 @dataclass
 class Seen:
     "A face, cut out."
@@ -271,9 +271,9 @@ def glance(judges, image): # Judges; [1,3,h,w] -> score, points [68,2] in pictur
 
 
 def as_tensor(rgb): # uint8 [h,w,3] -> [1,3,h,w] in -1..1
-    return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)[None].float()/127.5 - 1
+    return from_bytes(torch.from_numpy(np.array(rgb)).permute(2, 0, 1)[None])
 
-# %% ../nbs/6_tools/66_stream.ipynb #e1f26cb8
+# %% ../nbs/6_tools/66_stream.ipynb #867fe5c1
 class Finder:
     "Pictures of anything -> faces as the model wants them."
     def __init__(self, size,      # pixels of the result
@@ -281,14 +281,16 @@ class Finder:
                  face=None,       # of several: None (the largest), a number, or a point (x, y) on it
                  follow=True,     # in a film: look where the face was ('judge' only)
                 ):
-        known = isinstance(find, str) and find in ('dlib', 'judge', 'given') or not isinstance(find, str)
-        require(known, f'find is {find!r}{suggest(find, ("dlib", "judge", "given"))}')
-        self.size, self.find, self.face, self.follow, self.square = size, find, face, follow and find == 'judge', None
+        named = isinstance(find, str)
+        require(not named or find in ('dlib', 'judge', 'given'), f'find is {find!r}{suggest(find, ("dlib", "judge", "given"))}')
+        self.size, self.find, self.face, self.square = size, find, face, None
+        self.is_given, self.by_judge = named and find == 'given', named and find == 'judge'
+        self.follow = follow and self.by_judge
 
     def reset(self): self.square = None # forget where the face was
 
     def __call__(self, photo): # Photo -> Seen, or BadInput
-        if isinstance(self.find, str) and self.find == 'given': return self.given(photo)
+        if self.is_given: return self.given(photo)
         return self.followed(photo) or self.found(photo)
 
     def given(self, photo):
@@ -296,14 +298,14 @@ class Finder:
         require(h == w, f'{photo.name}: {w} x {h} pixels; a picture that is already aligned is square. Else let the face be found: find="dlib" (photographs) or "judge" (rendered heads)')
         return Seen(resize(as_tensor(photo.rgb), self.size).clamp(-1, 1))
 
-# %% ../nbs/6_tools/66_stream.ipynb #a6e30c79
+# %% ../nbs/6_tools/66_stream.ipynb #3dabe253
 @patch
 def found(self: Finder, photo):
     "Search the whole picture."
     x, y, side, k = 0., 0., 1., 1
     try: a = align(photo, self.size, 'headnb', self.find, self.face, mask=None); n, which = len(a.faces), a.chosen
     except BadInput:
-        boxes = judge_boxes(photo) if isinstance(self.find, str) and self.find == 'judge' else []
+        boxes = judge_boxes(photo) if self.by_judge else []
         if not boxes: raise
         n, which = len(boxes), choose([Face(None, 1., b[:4]) for b in boxes], photo.name, self.face)
         X, Y, S = around(boxes[which])
@@ -332,7 +334,7 @@ def followed(self: Finder, photo): # -> Seen, or None: not where it was
     x, y, side = self.square
     return Seen(as_tensor(cut(photo.rgb, self.square, self.size)), label(fit['R'], fit['t']), torch.tensor((points - [x, y])/side + .5)[None].float(), expression)
 
-# %% ../nbs/6_tools/66_stream.ipynb #2701715f
+# %% ../nbs/6_tools/66_stream.ipynb #5f1c84c8
 @dataclass(frozen=True)
 class Move:
     "What one frame needs."
@@ -358,14 +360,14 @@ def codes_of(rig, seen, read): # Rig, [Seen] with landmarks or expressions -> dr
     require(lost is None, 'codes are fitted to 68 landmarks; this face has five points: find="dlib" or "judge", or give codes')
     with torch.enable_grad(): return fit_rig(rig, torch.cat([s.points for s in seen]), SETTINGS['tiny'], quiet=True).drive(rig).detach()
 
-# %% ../nbs/6_tools/66_stream.ipynb #bc859327
+# %% ../nbs/6_tools/66_stream.ipynb #a12b8157
 class Motion:
     "Moments -> moves, for one model."
     def __init__(self, G, encoder, finder, read='fit', performer=0): # Reconstructor, MotionEncoder, Finder; for an encoder of codes; seed of the head that performs tables for an encoder of pictures
         require(read in READS, f'read is {read!r}{suggest(read, READS)}')
         self.G, self.encoder, self.finder, self.how, self.seed = G, encoder, finder, read, performer
         self.by_codes = isinstance(encoder, CodeMotion)
-        require(G.cfg.frame == 'opencv' or isinstance(finder.find, str) and finder.find == 'given', 'this model has cameras of another frame: only aligned pictures with labels, or codes, can drive it (find="given")')
+        require(G.cfg.frame == 'opencv' or finder.is_given, 'this model has cameras of another frame: only aligned pictures with labels, or codes, can drive it (find="given")')
 
     @functools.cached_property
     def performer(self): return TrueHead(self.seed, self.G.cfg.image)
@@ -378,7 +380,7 @@ class Motion:
         if not self.looks_at(moment): return None
         require(moment.photo is not None, f'{moment.name}: neither a picture nor codes')
         finder = finder or self.finder
-        aligned = finder.find == 'given' if isinstance(finder.find, str) and moment.c is None else moment.c is not None
+        aligned = finder.is_given or moment.c is not None
         s = finder.given(moment.photo) if aligned else finder(moment.photo)
         blind = aligned and (moment.c is None or self.by_codes or self.encoder.name == 'pdfgc')
         return self.read(moment, s, blind) if blind or self.by_codes and self.how == 'judge' and s.expression is None else s
@@ -390,7 +392,7 @@ class Motion:
         require(score > .5, f'{moment.name}: no face found in a picture that was given as aligned')
         return replace(s, points=torch.tensor(points)[None].float(), expression=expression, c=label(R, np.array([0., 0., RADIUS])) if self.G.cfg.frame == 'opencv' else None)
 
-# %% ../nbs/6_tools/66_stream.ipynb #88c96afb
+# %% ../nbs/6_tools/66_stream.ipynb #fe8f6003
 @patch
 @torch.no_grad()
 def ask(self: Motion, images, points): # [n,3,s,s], [n,68,2] crop widths or None -> [n,dim]
@@ -421,7 +423,7 @@ def performed(self: Motion, drive): # [1,k] -> [1,3,s,s]
     "The parametric head does it, seen from in front."
     return self.performer(still(in_shape_of(self.G.rig, drive, self.performer.shape)), self.G.orbit().cpu())['image'].clamp(-1, 1)
 
-# %% ../nbs/6_tools/66_stream.ipynb #fdb388b7
+# %% ../nbs/6_tools/66_stream.ipynb #f833d447
 class Backdrop:
     "What is behind the head."
     def __init__(self, what='keep', # 'keep': the wall of the photograph; 'clear': nothing (opacity); a colour (name, '#rrggbb', three numbers 0..255); a picture
@@ -455,7 +457,7 @@ def backdrop_picture(what): # colour or picture -> uint8 [k,k,3]
     (h, w), side = rgb.shape[:2], min(rgb.shape[:2])
     return rgb[(h - side)//2:(h - side)//2 + side, (w - side)//2:(w - side)//2 + side]
 
-# %% ../nbs/6_tools/66_stream.ipynb #71eabf51
+# %% ../nbs/6_tools/66_stream.ipynb #ddbeb88f
 def camera_path(G, camera, rate=25.): # Reconstructor; 'driver', 'front', 'around', (yaw, pitch) in degrees, or labels [n,25]; frames a second -> function: number of a frame -> c [1,25], or None for 'driver'
     "Where the camera stands."
     if torch.is_tensor(camera):
@@ -477,7 +479,7 @@ def neck_of(c, front): # [1,25] twice -> axis-angle [1,3]
     a, b = (split_label(x)[0][:, :3, :3] for x in (front.to(c), c))
     return axis_angle(a@b.mT)
 
-# %% ../nbs/6_tools/66_stream.ipynb #6a9c8f2b
+# %% ../nbs/6_tools/66_stream.ipynb #08762c0f
 STAGES = 'find', 'motion', 'encode', 'drive', 'render', 'behind'
 
 
@@ -508,7 +510,7 @@ class Settings:
     size: int = None              # pixels of the result; None: the model's
     scale: float = 1.             # of motion: 0 none
 
-# %% ../nbs/6_tools/66_stream.ipynb #18f701e2
+# %% ../nbs/6_tools/66_stream.ipynb #aa044758
 class Stream:
     "A photograph that plays along."
     def __init__(self, G, source,  # Reconstructor; picture (path, array, tensor, ...)
@@ -545,7 +547,7 @@ def take(self: Stream, source, codes=None):
     self.face, self.shape = face, None if self.G.rig is None else self.G.rig.join(None if move.drive is None else move.drive[:, :self.G.rig.n_shape].to(self.device))
     return self
 
-# %% ../nbs/6_tools/66_stream.ipynb #46bf1f8e
+# %% ../nbs/6_tools/66_stream.ipynb #5d9b008a
 @patch
 def view(self: Stream, move, i): # Move, number of the frame -> c [1,25], drive for the neck [1,k] or None
     "Camera and neck of a frame."
@@ -599,7 +601,7 @@ def __call__(self: Stream, moment, i=0): # Moment, or a picture -> uint8 [h,w,3 
     if isinstance(move, Skip): raise BadInput(f'{move.name}: {move.why}')
     return self.draw(move, i)
 
-# %% ../nbs/6_tools/66_stream.ipynb #a4b74e3c
+# %% ../nbs/6_tools/66_stream.ipynb #ed845e75
 def products(f): # function without arguments -> floating-point operations of its convolutions, matrices and attention
     "Counted while it runs."
     from torch.utils.flop_counter import FlopCounterMode
@@ -620,7 +622,7 @@ def floors(stream, move): # Stream, Move -> {stage: (operations, bytes)}
     if isinstance(stream.encoder, torch.nn.Module): parts['motion'] = lambda: stream.encoder(x), (stream.encoder,)
     return {k: (products(f), size(*ms)) for k, (f, ms) in parts.items()}
 
-# %% ../nbs/6_tools/66_stream.ipynb #a7927b87
+# %% ../nbs/6_tools/66_stream.ipynb #710d7beb
 def costs(stream_of,  # function without arguments -> Stream: the photograph is taken inside
           moments,    # [Moment]: driving frames
           out=None,   # film to write; None: 'write' is not measured

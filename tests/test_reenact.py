@@ -1,5 +1,5 @@
 """The command headnb-reenact: killed with SIGKILL after a part of a film, and called again."""
-import os, subprocess, sys
+import json, os, subprocess, sys
 from pathlib import Path
 
 import imageio.v2 as imageio
@@ -42,10 +42,10 @@ def test_killed_and_called_again(tmp_path):
     kept = {p.name: p.read_bytes() for p in parts.glob('part_*')}
     assert sorted(kept) == ['part_00000.npz', 'part_00001.npz'] and not (tmp_path/'film.mp4').exists()
     (parts/'.part_00002.npz.x.tmp').write_bytes(b'half')                    # what a kill in the middle of a write leaves
-    date = __import__('json').loads((parts/'job.json').read_text())['date']
+    date = json.loads((parts/'job.json').read_text())['date']
     alive, whole = command(tmp_path, photo, 'film.mp4'), command(tmp_path, photo, 'whole.mp4')
     assert alive.returncode == whole.returncode == 0, alive.stderr + whole.stderr
-    films = [np.stack(list(imageio.get_reader(tmp_path/k))) for k in ('film.mp4', 'whole.mp4')]
+    films = [np.stack([f for f in imageio.get_reader(tmp_path/k)]) for k in ('film.mp4', 'whole.mp4')]
     assert len(films[0]) == 6 and np.array_equal(*films) and np.abs(np.diff(films[0].astype(float), axis=0)).mean() > .5
     said = [read_provenance(tmp_path/k) for k in ('film.mp4', 'whole.mp4')]
     assert said[0]['date'] == date and {k: v for k, v in said[0].items() if k != 'date'} == {k: v for k, v in said[1].items() if k != 'date'}
