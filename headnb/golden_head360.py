@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['toy_mesh', 'toy_atlas', 'toy_input', 'dense', 'drawn', 'replay_rasteriser', 'replay_triangles', 'hexplane_cfgs',
            'replay_hexplane', 'replay_mouth', 'replay_mouth_box', 'kept_styleunet', 'replay_styleunet', 'replay_dual',
-           'replay_model']
+           'replay_model', 'toy_generator', 'drawn_sides', 'released_constants', 'replay_generator', 'replay_density']
 
-# %% ../nbs/6_tools/60f_golden_head360.ipynb #de47e314
+# %% ../nbs/6_tools/60f_golden_head360.ipynb #81a54514
 import math
 from dataclasses import replace
 import numpy as np
@@ -17,15 +17,16 @@ from .base.core import require
 from .field.bilinear import replay_bilinear
 from .field.planes import AXES, Decoder, DecoderCfg, PlaneSampler, SamplerCfg, grid_of, make_field
 from .field.render import RenderCfg, render
-from .field.texture_planes import Atlas, Sides, SidesCfg, crop_box, fill_holes, mouth_box, paste_box, rotations, scan_sides, screen, side_weights
+from .field.texture_planes import Atlas, Sides, SidesCfg, crop_box, fill_holes, look_up, mouth_box, paste_box, rotations, scan_sides, screen, side_weights
 from .gan.checkpoint import official_to_ours, released_discriminator_cfg
-from .golden import normal
+from .golden import fill_state, normal
 from .nets.discriminator import Discriminator
 from .nets.ops import resize
 from .nets.styleunet import StyleUNet, StyleUNetCfg
 from .nets.stylegan2 import Mapping, MappingCfg
+from .papers import head360
 
-# %% ../nbs/6_tools/60f_golden_head360.ipynb #b4eea857
+# %% ../nbs/6_tools/60f_golden_head360.ipynb #4db2783f
 def toy_mesh(m, # `mesh` of a config
             ):  # vertices [v,3], faces [f,3], texture coordinates [t,2], their faces [f,3]
     "The synthetic mesh (spec_head360, 12)."
@@ -59,7 +60,7 @@ def toy_input(config): # of a case -> [b,v+n,3]: vertices, and behind them the l
     points[(slice(48, 60) if m['n'] == 68 else slice(12))] = lips
     return torch.cat([toy_mesh(config['mesh'])[0], torch.from_numpy(points).float()])*scale[:, None]
 
-# %% ../nbs/6_tools/60f_golden_head360.ipynb #605baaa3
+# %% ../nbs/6_tools/60f_golden_head360.ipynb #404dd079
 def dense(hits_or_pixel, values, n, size, empty): # [s], [s,...] -> [n,S,S,...]
     "Rows into pictures."
     out = torch.full((n*size*size, *values.shape[1:]), empty, dtype=values.dtype)
@@ -92,7 +93,7 @@ def replay_triangles(case):
     out = drawn(face, weights, depth, pixel, 1, size) | dict(attribute=dense(pixel, (attribute[face]*weights[..., None]).sum(1), 1, size, 0.).movedim(-1, 1), alpha=dense(pixel, torch.ones_like(depth), 1, size, 0.))
     return {k: x[0] for k, x in out.items()}
 
-# %% ../nbs/6_tools/60f_golden_head360.ipynb #2b1023fd
+# %% ../nbs/6_tools/60f_golden_head360.ipynb #6dd17dce
 def hexplane_cfgs(config): # -> SamplerCfg, DecoderCfg, RenderCfg
     "Our configs of a case."
     r, c, box = dict(config['rendering']), config['planes'][2], config['box_warp']
@@ -118,7 +119,7 @@ def replay_hexplane(case):
     feat, sigma = decoder(look(planes, x))
     return out | dict(projected=grid_of(x, sampler)[..., :2], features=each(planes, x), rgb=feat, sigma=sigma)
 
-# %% ../nbs/6_tools/60f_golden_head360.ipynb #8abb7e77
+# %% ../nbs/6_tools/60f_golden_head360.ipynb #5e3648b9
 def replay_mouth(case):
     "Family `mouth`: boxes, holes, resizes."
     lms = torch.from_numpy(normal(case.seed, 'input:lms', (4, 12, 2)))*.12 + torch.tensor([.02, -.1])
@@ -155,7 +156,7 @@ def replay_styleunet(case):
     b = case.outputs['image']['full_shape'][0]
     return dict(mapping=mapping(filled('z', b, c['z_dim']), filled('c', b, c['c_dim'])), image=net(filled('ws', b, c['num_ws'], c['w_dim']), filled('x', b, c['cond_channels'], c['in_size'], c['in_size']), noise='const'))
 
-# %% ../nbs/6_tools/60f_golden_head360.ipynb #304f1d64
+# %% ../nbs/6_tools/60f_golden_head360.ipynb #09476166
 def replay_dual(case):
     "Family `discriminator`."
     c = {k: v for k, v in case.config.items() if k not in ('family_variant', 'raw_resolution', 'image_stride', 'batch')}
@@ -170,9 +171,72 @@ def replay_dual(case):
     first, other = D.label(label).split([D.cfg.cmap_dim or D.label(label).shape[1] - D.cfg.cmap2_dim*bool(second), D.cfg.cmap2_dim*bool(second)], 1)
     return dict(logits=D(dict(image=image, raw=raw), label), cmap1=first, cmap2=other, raw_resized=resize(raw, R)[..., ::4, ::4])
 
-# %% ../nbs/6_tools/60f_golden_head360.ipynb #3865e66f
+# %% ../nbs/6_tools/60f_golden_head360.ipynb #dabd0c50
 def replay_model(case):
     "Family `bilinear`."
     N, I, E = (case.config[k] for k in ('N', 'I', 'E'))
     filled, (b, P) = lambda k, *shape: torch.from_numpy(normal(case.seed, f'input:{k}', shape)), (case.outputs[k]['full_shape'][0] for k in ('vertices', 'factors_id'))
     return replay_bilinear(filled('core', 3*N, I, E), filled('id', b, I), filled('exp', b, E).abs()*.3, filled('data', 3*N, P, E))
+
+# %% ../nbs/6_tools/60f_golden_head360.ipynb #bb15e40e
+def toy_generator(case): # golden Case -> Head360 of this case, filled
+    "A generator of either family."
+    c, two = case.config, case.family == 'head360_stage2'
+    kwargs = {k: c[k] for k in ('z_dim', 'w_dim', 'channel_base', 'channel_max', 'img_resolution', 'sr_num_fp16_res', 'rendering_kwargs', *(['z_noise_dim'] if 'z_noise_dim' in c else []))}
+    cfg = head360.released_cfg(kwargs | dict(c_dim=25, mapping_kwargs=dict(num_layers=c['map_depth'])), c['neural_rendering_resolution'], family='next3d' if case.family == 'next3d' else 'head360', stage=1 + two)
+    atlas, rows = toy_atlas(c), [r for r in case.read('state_dict.json') if r[2] != 'topology']
+    with torch.device('meta'): G = head360.Head360(cfg, atlas)
+    own = G.state_dict()
+    wanted = [r for r in rows if head360.released_state({r[0]: None}, own)]
+    G.load_state_dict(head360.released_state(fill_state(wanted, case.seed), own), assign=True)
+    return G.eval().requires_grad_(False)
+
+
+def drawn_sides(G, texture, x, ws): # Head360, T, [b,v+n,3], ws -> dict of what lies between texture and planes
+    "Sections 4 and 5 of the specification."
+    k, hits = len(G.cfg.sides.views), G.sides.draw(x)
+    feat, alpha = G.sides.features(hits, texture), G.sides.alpha(hits)
+    grid, planes, box = G.sides.grid(hits), G.sides.planes(feat)[:, :, :, 0], G.mouth(x)
+    inside = look_up(G.sides.atlas.mask.expand(len(x), -1, -1, -1), grid, hits.owner[hits.view])
+    uv = hits.image(grid*inside).unflatten(0, (-1, k))
+    steps = G.completion.steps(feat[:, 0], box, G.split(ws)[0], noise='const')
+    out = dict(zip(('raster_front', 'raster_side', 'raster_updown'), planes.unbind(1))) | {f'uv_view{i}': uv[:, i] for i in range(k)}
+    return out | dict(alpha=alpha[:, :, 0, 0], mouth_bbox=box) | dict(zip(('mouth_crop', 'mouth_plane', 'stitched_in', 'stitched_out'), steps))
+
+
+def released_constants(G, x): # Head360, [b,v+n,3] -> outputs that some cases ask for
+    "The unused grid of triangles, the mask, alpha without filled holes."
+    p = (torch.arange(2, 253)[:, None] + 256*torch.arange(5, 250)).flatten()
+    grid = torch.stack([torch.stack([p, p + 256, p + 1], 1), torch.stack([p + 1, p + 256, p + 257], 1)], 1).flatten(0, 1)
+    open_sides = Sides(G.sides.atlas, replace(G.cfg.sides, fill=False))
+    return dict(dense_faces=grid[None], uv_face_mask=G.sides.atlas.mask, alpha_fill_mouth_false=open_sides.alpha(open_sides.draw(x))[:, :, 0, 0])
+
+
+@torch.no_grad()
+def replay_generator(case):
+    "Whole generators."
+    G, at, x = toy_generator(case), case.config['inputs'], toy_input(case.config)
+    b, c, filled = len(x), torch.tensor(at['c'], dtype=torch.float32), lambda k, *shape: torch.from_numpy(normal(case.seed, f'input:{k}', shape))
+    z, n = torch.cat([filled('z', b, G.cfg.mapping.z_dim)] + ([filled('z_noise', b, G.cfg.sr_mapping.z_dim)] if G.cfg.sr_mapping else []), 1), G.cfg.num_ws
+    ws = G.map(z, c, at.get('truncation_psi', 1), at.get('truncation_cutoff'))
+    out = dict(ws=ws[:, :n], ws_noise=ws[:, n:])
+    if 'ws_offset' in at: ws = ws + at['ws_offset']*torch.cat([filled('ws_offset', b, n, 512)] + ([filled('ws_noise_offset', b, 14, 512)] if G.cfg.sr_mapping else []), 1)
+    hair, person = at.get('hair'), G.person(ws, noise='const')
+    planes = G.make_planes(ws, x, 'const', person=person, hair=hair)
+    out |= dict(texture=person.texture, static_planes=person.still.flatten(1, 3), blended_planes=planes[:, :, :, 0]) | drawn_sides(G, person.texture, x, ws) | released_constants(G, x)
+    feat, _, out['weight_sum'] = G.volume(planes, c, deterministic=True)
+    made, points = G.synthesize(ws, c, planes=planes, deterministic=True), filled('points', b, at['n_points'], 3)*.2
+    out |= dict(feature_image=feat, image=made['image'], image_raw=made['raw'], image_depth=made['depth'], query_features=PlaneSampler(replace(G.cfg.sampler, reduce='none'))(planes, points*1.))
+    return out | dict(zip(('query_rgb', 'query_sigma'), G.query(planes, points)))
+
+
+@torch.no_grad()
+def replay_density(case):
+    "Kind `density_query`: texture and still planes are given, the hair is on or off."
+    G, at, x = toy_generator(case), case.config['inputs'], toy_input(case.config)
+    b, filled = len(x), lambda k, *shape: torch.from_numpy(normal(case.seed, f'input:{k}', shape))
+    ws, person = filled('ws', b, 28, 512), head360.Person(filled('texture', b, 32, 256, 256), filled('static_planes', b, 3, 64, 256, 256)[:, :, :, None])
+    points, out = filled('points', b, at['n_points'], 3)*.2, {}
+    for tail, hair in (('', at['hair']), ('_hair0', [0]*b), ('_hair1', [1]*b)):
+        out |= dict(zip((f'query_rgb{tail}', f'query_sigma{tail}'), G.query(G.make_planes(ws, x, 'const', person=person, hair=hair), points)))
+    return out | {k: v for k, v in drawn_sides(G, person.texture, x, ws).items() if k in case.outputs}

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 GOLDEN = Path(__file__).parent/'golden'
-CASES, FAMILIES = GOLDEN/'eg3d', ('eg3d', 'panohead', 'portrait4d')
-SLOW = {'eg3d_full_ffhq512-128', 'panohead_full', 'full_genhead', 'full_discriminator', 'full_reconstructor'}
+CASES, FAMILIES = GOLDEN/'eg3d', ('eg3d', 'panohead', 'portrait4d', 'head360')
+SLOW = {'eg3d_full_ffhq512-128', 'panohead_full', 'full_genhead', 'full_discriminator', 'full_reconstructor', 'generator_full', 'next3d_generator_full', 'discriminator_dual_label_full'}
 
 
 def golden(*args): return subprocess.run([sys.executable, '-m', 'headnb.golden', *map(str, args)], capture_output=True, text=True)

@@ -33,8 +33,7 @@ class GeneratorCfg:
 
     def __post_init__(self):
         m, p, s, d = self.mapping, self.planes, self.sampler, self.decoder
-        n = count_ws(p.resolution)
-        require(m.num_ws == n, f'mapping.num_ws is {m.num_ws}; planes of side {p.resolution} read {n} style vectors')
+        require(m.num_ws == self.num_ws, f'mapping.num_ws is {m.num_ws}; planes of side {p.resolution} read {self.num_ws} style vectors')
         require(m.w_dim == p.w_dim, f'mapping.w_dim is {m.w_dim}, planes.w_dim {p.w_dim}')
         want = self.sets*len(s.axes)*d.in_dim*s.depth
         require(p.channels == want, f'planes.channels is {p.channels}; {self.sets*len(s.axes)} planes x {d.in_dim} features x {s.depth} slices need {want}')
@@ -44,6 +43,8 @@ class GeneratorCfg:
             require(self.superres.channels == d.out_dim, f'superres.channels is {self.superres.channels}; the decoder makes {d.out_dim}')
             require(self.superres.w_dim == m.w_dim, f'superres.w_dim is {self.superres.w_dim}, mapping.w_dim {m.w_dim}')
 
+    @property
+    def num_ws(self): return count_ws(self.planes.resolution)  # style vectors; a family with further networks counts theirs
     @property
     def sets(self): return 1  # of planes, over the same axes; a family with several says how many
     @property

@@ -58,6 +58,8 @@ class DiscriminatorCfg:
     half: Literal['none', 'float16', 'bfloat16'] = 'none' # precision of the `half_blocks` largest sides on a GPU
     half_blocks: int = 4
     mask_side: int | None = None   # the mask has blocks of its own, from this side down (PanoHead's first discriminator); None: it has not
+    c2_dim: int = 0                # numbers of a second label behind the first, mapped by a network of its own (Head360: 52 of the expression); 0: none
+    cmap2_dim: int = 32            # numbers of the second mapped label
 
 # %% ../../nbs/1_nets/13_discriminator.ipynb #a60c3dba
 class DiscriminatorBlock(nn.Module):
@@ -116,9 +118,11 @@ class Discriminator(nn.Module):
             setattr(self, f'b{r}', DiscriminatorBlock(n[r], n[r//2], stack, cfg.clamp, half))
             if r <= (cfg.mask_side or 0): setattr(self, f'sb{r}', DiscriminatorBlock(n[r], n[r//2], STACK['mask']*(r == cfg.mask_side), cfg.clamp, half))
             stack = 0
-        dim = (cfg.cmap_dim or n[4]) if cfg.c_dim else 1
-        if cfg.c_dim: self.mapping = Mapping(MappingCfg(0, cfg.c_dim, dim, num_ws=None, layers=cfg.map_layers, decay=None))
-        self.b4 = Epilogue(n[4], dim, cfg.mbstd_group, cfg.mbstd_features, cfg.clamp)
+        require(cfg.c_dim or not cfg.c2_dim, f'Discriminator: a second label of {cfg.c2_dim} numbers needs a first')
+        dims = {'mapping': (cfg.c_dim, cfg.cmap_dim or n[4]), 'mapping2': (cfg.c2_dim, cfg.cmap2_dim)}
+        for name, (c, dim) in dims.items():
+            if c: setattr(self, name, Mapping(MappingCfg(0, c, dim, num_ws=None, layers=cfg.map_layers, decay=None)))
+        self.b4 = Epilogue(n[4], sum(dim for c, dim in dims.values() if c) or 1, cfg.mbstd_group, cfg.mbstd_features, cfg.clamp)
 
     def sides(self):
         "The sides of the residual blocks, largest first, down to 8."
@@ -134,18 +138,19 @@ class Discriminator(nn.Module):
 # %% ../../nbs/1_nets/13_discriminator.ipynb #c2a8ce60
 @patch
 def label(self: Discriminator,
-    c: torch.Tensor,                         # [b,c_dim]
+    c: torch.Tensor,                         # [b,c_dim+c2_dim]
     generator: torch.Generator | None = None # source of the label noise
-) -> torch.Tensor:                           # cmap [b,cmap_dim]
+) -> torch.Tensor:                           # cmap [b,cmap_dim], and behind it that of the second label
     "The mapped label."
+    n = self.cfg.c_dim
     if self.cfg.c_noise: c = c + torch.randn(c.shape, device=c.device, generator=generator) * (c.std(0) * self.cfg.c_noise)
-    return self.mapping(None, c)
+    return self.mapping(None, c) if not self.cfg.c2_dim else torch.cat([self.mapping(None, c[:, :n]), self.mapping2(None, c[:, n:])], 1)
 
 
 @patch
 def forward(self: Discriminator,
     batch: dict,                             # images by key
-    c: torch.Tensor | None = None,           # [b,c_dim]
+    c: torch.Tensor | None = None,           # [b,c_dim+c2_dim]
     raw_factor=1.,                           # factor of the raw image
     generator: torch.Generator | None = None # source of the label noise
 ) -> torch.Tensor:                           # logits [b,1]
