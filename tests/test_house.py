@@ -69,6 +69,12 @@ def test_parameters_are_never_exported():
             assert not ('parameters' in c['metadata'].get('tags', []) and re.search(r'^#\| *export', source(c), re.M)), p.name
 
 
+def test_nothing_is_imported_in_vain():
+    "Modules, notebooks, recipes and tests use what they import and what they name (`[tool.ruff.lint]` of pyproject.toml)."
+    r = subprocess.run([Path(sys.executable).parent/'ruff', 'check', '--no-cache', '--output-format', 'concise'], cwd=ROOT, capture_output=True, text=True)
+    assert r.returncode == 0, r.stdout + r.stderr
+
+
 def test_nothing_heavy_at_import():
     "Importing a module of ours pulls in none of the slow packages."
     heavy = ['torchmetrics', 'lpips', 'torchvision', 'accelerate', 'kornia', 'warp', 'skimage', 'trimesh', 'plotly', 'matplotlib', 'anny', 'papermill']
