@@ -7,7 +7,7 @@ __all__ = ['VIEWS', 'sample_motions', 'BlockCfg', 'render_block', 'render_shards
            'visible_moves', 'readout_loss', 'MotionFitCfg', 'read_copies', 'motion_terms', 'resumed', 'fit_motion',
            'encoded', 'settle', 'retrieval', 'quantities', 'linear_readout', 'measure_motion']
 
-# %% ../../nbs/3_gan/33c_motion.ipynb #27b1ac8b
+# %% ../../nbs/3_gan/33c_motion.ipynb #c2e34d57
 import math, random, time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +25,7 @@ from .judges import _mirror_codes, pair_auc, warm_start, worsen
 from .renders import posed_person
 from .synthesis import RANGES, cameras, made_codes, seeded, uniform
 
-# %% ../../nbs/3_gan/33c_motion.ipynb #3110b550
+# %% ../../nbs/3_gan/33c_motion.ipynb #9d325ced
 VIEWS = replace(RANGES['head'], yaw=(-.95, .95), neck_yaw=(-.3, .3))   # cameras and necks of the training pictures
 
 
@@ -34,7 +34,7 @@ def sample_motions(n, seed): # rows; anything that names them -> [n,144]: drives
     rig, g, r = load_head(), seeded('motions', seed), random.Random(f'motions {seed}')
     chance = lambda p, k=1: (torch.rand(n, k, generator=g) < p).float()
     clip = made_codes(rig, 1, 1, 24, f'motions {seed}').clips[0][:, 25 + rig.n_shape:][:, :rig.n_expression]
-    e = torch.cat([clip[torch.randperm(len(clip), generator=g)[:n - n//2]], torch.tensor([sample_expression(r) for _ in range(n//2)]).view(-1, rig.n_expression)])
+    e = torch.cat([clip[torch.randperm(len(clip), generator=g).repeat(-(-n//len(clip)))[:n - n//2]], torch.tensor([sample_expression(r) for _ in range(n//2)]).view(-1, rig.n_expression)])
     e = torch.maximum(e, chance(.06, e.shape[1])*chance(.6)*torch.rand(n, e.shape[1], generator=g))
     blink = [rig.expression_names.index(f'eyeBlink{s}') for s in ('Left', 'Right')]
     e[:, blink] = torch.maximum(e[:, blink], chance(.25)*uniform(g, n, (.3, 1.))*torch.where(chance(.2) > 0, torch.eye(2)[torch.randint(2, (n,), generator=g)], torch.ones(n, 2)))
@@ -45,7 +45,7 @@ def sample_motions(n, seed): # rows; anything that names them -> [n,144]: drives
     look = chance(.5)*torch.cat([uniform(g, n, (-.2, .2), (-.4, .4)), torch.zeros(n, 1)], 1)
     return rig.join(None, e, jaw=jaw, eyes=rig.gaze(e) + look.repeat(1, 2))
 
-# %% ../../nbs/3_gan/33c_motion.ipynb #21166fba
+# %% ../../nbs/3_gan/33c_motion.ipynb #f906cf2e
 @dataclass(frozen=True)
 class BlockCfg:
     "A block of pictures: everybody in it plays every motion."
@@ -71,7 +71,7 @@ def render_block(i, cfg=BlockCfg()): # number of the block -> record: image uint
     return dict(image=to_bytes(t['image']), codes=CodeMotion(rig.n_shape, rig.n_expression)(drive).repeat_interleave(v, 0).repeat(p, 1), landmarks=t['landmarks'].half(),
                 who=number([i*p + j for j in range(p) for _ in range(m*v)]), motion=number([i*m + k for _ in range(p) for k in range(m) for _ in range(v)]), block=number([i]*p*m*v))
 
-# %% ../../nbs/3_gan/33c_motion.ipynb #be69a848
+# %% ../../nbs/3_gan/33c_motion.ipynb #76fd8fe1
 def render_shards(folder, blocks, cfg=BlockCfg(), each=25): # where shards lie; how many blocks; blocks of a shard -> one record of all
     "Shards that are there are kept: stopped or killed, the same call goes on."
     from safetensors.torch import load_file, save
@@ -83,7 +83,7 @@ def render_shards(folder, blocks, cfg=BlockCfg(), each=25): # where shards lie; 
     rows = [load_file(p) for p, _ in paths]
     return {k: torch.cat([r[k] for r in rows]) for k in rows[0]}
 
-# %% ../../nbs/3_gan/33c_motion.ipynb #92e43bb0
+# %% ../../nbs/3_gan/33c_motion.ipynb #d50e61bf
 def mirrored_motion(codes): # [n,61] expression, jaw, eyes -> [n,61]
     "What the same face does in a mirror."
     flip = codes.new_tensor([1., -1., -1.])
@@ -104,7 +104,7 @@ def jittered(rec, g, block, reach=3): # record of whole blocks; generator; pictu
     x[small] = F.interpolate(F.interpolate(x[small], scale_factor=.5, mode='bilinear', antialias=True), size=x.shape[-2:], mode='bilinear')
     return x, torch.where(flip[:, None], mirrored_motion(rec['codes']), rec['codes'])
 
-# %% ../../nbs/3_gan/33c_motion.ipynb #5293a6f4
+# %% ../../nbs/3_gan/33c_motion.ipynb #a83354a3
 def motion_loss(v,           # [n,d] vectors
                 motion, who, # [n] numbers
                 heat=.15):   # temperature of the cosines
@@ -116,7 +116,7 @@ def motion_loss(v,           # [n,d] vectors
     require(bool(good.any(1).all()), 'a motion that one person alone plays has no positive: whole blocks are needed')
     return (torch.logaddexp(s, far) - s)[good].mean()
 
-# %% ../../nbs/3_gan/33c_motion.ipynb #c03676c5
+# %% ../../nbs/3_gan/33c_motion.ipynb #12923782
 def visible_moves(std): # [61] spread of the codes -> [61,210]: how one spread of each moves the 70 landmarks of the mean head; lids and pupils count more
     "What a code does that could be seen."
     rig, eye = load_head(), torch.eye(3)
@@ -132,7 +132,7 @@ def readout_loss(read, codes, mean, std, moves): # [n,61] each: what was read (i
     e = read - (codes - mean)/std
     return ((e@moves).square().sum(1)/moves.square().sum() + .2*e.square().mean(1)).mean()
 
-# %% ../../nbs/3_gan/33c_motion.ipynb #9d4d8c04
+# %% ../../nbs/3_gan/33c_motion.ipynb #1f881d46
 @dataclass(frozen=True)
 class MotionFitCfg:
     "How the small encoder is trained."
@@ -146,7 +146,7 @@ class MotionFitCfg:
     save_every: float = 30.   # seconds
     seed: int = 0
 
-# %% ../../nbs/3_gan/33c_motion.ipynb #2248422d
+# %% ../../nbs/3_gan/33c_motion.ipynb #0be249d0
 @torch.no_grad()
 def read_copies(net, data, folder, cfg, batch=240): # SmallMotion; record of blocks of equal size; where the files lie; MotionFitCfg -> what `look` finds, half, and codes: a list of [copies,n,...]
     "What there is to see in jittered copies of the pictures; a file that is there is kept."
@@ -160,7 +160,7 @@ def read_copies(net, data, folder, cfg, batch=240): # SmallMotion; record of blo
         out.append(load_file(path))
     return [torch.stack([o[k] for o in out]) for k in sorted(out[0])]
 
-# %% ../../nbs/3_gan/33c_motion.ipynb #332f15fb
+# %% ../../nbs/3_gan/33c_motion.ipynb #7110f3db
 def motion_terms(both, seen, codes, motion, who, table): # [SmallMotion, linear readout]; what was seen and the truth, a row a picture; (mean, std, moves) -> dict
     "Two numbers to make small."
     v = both[0].say(*(x.float() for x in seen))
@@ -174,7 +174,7 @@ def resumed(path, both, opt, g): # checkpoint, [encoder, readout], optimiser, ge
     both.load_state_dict(old['both']), opt.load_state_dict(old['opt']), g.set_state(old['generator'])
     return old['spent'], old['seen']
 
-# %% ../../nbs/3_gan/33c_motion.ipynb #82ff293e
+# %% ../../nbs/3_gan/33c_motion.ipynb #0b2bc050
 def fit_motion(data, folder,            # record of blocks of equal size; where copies and checkpoint live: an unfinished run there goes on
                cfg=MotionFitCfg(), net=SmallMotionCfg(),
                stop=math.inf,           # leave after so many seconds of this call
@@ -205,7 +205,7 @@ def fit_motion(data, folder,            # record of blocks of equal size; where 
             recent = []
     return torch.load(path, weights_only=True)
 
-# %% ../../nbs/3_gan/33c_motion.ipynb #8540ed2c
+# %% ../../nbs/3_gan/33c_motion.ipynb #db85021c
 @torch.no_grad()
 def encoded(encoder, data, side=None, batch=96): # anything that takes pictures; record; pixels, None: as they are -> [n,d]
     "What an encoder says of every picture."
@@ -221,7 +221,7 @@ def settle(net, data): # SmallMotion, record -> the same network, in evaluation 
     net.unit.running_mean.copy_(v.mean(0)), net.unit.running_var.copy_(v.var(0).clamp(min=1e-6))
     return net
 
-# %% ../../nbs/3_gan/33c_motion.ipynb #96265916
+# %% ../../nbs/3_gan/33c_motion.ipynb #b35aa166
 def retrieval(v, data, cfg): # [n,d], record of blocks with one view, its BlockCfg -> share 0..1
     "How often the nearest of somebody else's pictures shows the same motion; chance is 1/motions."
     require(cfg.views == 1, f'{cfg.views} views of each person and motion; retrieval wants one')
@@ -245,7 +245,7 @@ def linear_readout(v, y, ridge=1e-2): # [n,d], [n,k] -> function [m,d] -> [m,k]
     W = torch.linalg.solve(a.T@a + ridge*len(v)*torch.eye(v.shape[1], dtype=torch.double), a.T@(y.double() - m))
     return lambda x: ((x.double() - v.double().mean(0))@W + m).float()
 
-# %% ../../nbs/3_gan/33c_motion.ipynb #e753c6fe
+# %% ../../nbs/3_gan/33c_motion.ipynb #fd3a604c
 def measure_motion(encoder, fit, held, cfg,  # takes pictures; records: the readout learns from the first, all numbers are of the second; BlockCfg of the second
                    side=None):               # pixels that the encoder gets
     "How much motion, and how much of the person, is in the vectors."
