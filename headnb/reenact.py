@@ -6,7 +6,7 @@
 __all__ = ['Part', 'play_part', 'read_part', 'stamp', 'kind_of', 'Job', 'Made', 'on_white', 'open_model', 'reenact', 'run',
            'each_part', 'arguments', 'camera_of', 'main']
 
-# %% ../nbs/6_tools/66b_reenact.ipynb #5e17869b
+# %% ../nbs/6_tools/66b_reenact.ipynb #13b6eec2
 import argparse, io, json, sys
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
@@ -22,7 +22,7 @@ from .gan.checkpoint import fingerprint, open_generator
 from .gan.synthesis import die_here
 from .stream import Move, Skip, Stream, content, hash_of, open_driver
 
-# %% ../nbs/6_tools/66b_reenact.ipynb #8ca2c7b7
+# %% ../nbs/6_tools/66b_reenact.ipynb #f726e8de
 @dataclass
 class Part:
     "Some frames, and what has to be said about them."
@@ -53,7 +53,7 @@ def play_part(stream,     # Stream
     pictures, at, names = zip(*rows) if rows else ((), (), ())
     return Part(np.stack(pictures) if rows else np.zeros((0, 0, 0, 3), np.uint8), list(at), list(names), skipped, stream.notes[told:], last)
 
-# %% ../nbs/6_tools/66b_reenact.ipynb #a7e04d71
+# %% ../nbs/6_tools/66b_reenact.ipynb #727e63dc
 @patch
 def pack(self: Part, pictures=True): # with the pictures, or without -> bytes
     "As a file."
@@ -72,7 +72,7 @@ def read_part(path): # -> Part, or None: not there, or damaged
             return Part(f['pictures'] if 'pictures' in f.files else None, a['at'], a['names'], [tuple(x) for x in a['skipped']], a['notes'], Move(**last, read=a['read']) if last else None)
     except Exception: return None                                # whatever is wrong with it: it is made again
 
-# %% ../nbs/6_tools/66b_reenact.ipynb #3ac694f5
+# %% ../nbs/6_tools/66b_reenact.ipynb #d901c323
 def stamp(x): # a setting -> JSON
     "What a setting is, for the identity of a job."
     if torch.is_tensor(x) or isinstance(x, np.ndarray): return hash_of(x)
@@ -105,10 +105,10 @@ class Job:
     def path(self, k): return self.folder/f'part_{k:05d}.npz'
 
     def close(self): # the result is there
-        for p in [*self.folder.glob('part_*.npz'), self.folder/'job.json']: p.unlink(missing_ok=True)
+        for p in [*self.folder.glob('part_*.npz'), *self.folder.glob('.*.tmp'), self.folder/'job.json']: p.unlink(missing_ok=True)      # also what a kill left half written
         if self.folder.is_dir() and not any(self.folder.iterdir()): self.folder.rmdir()
 
-# %% ../nbs/6_tools/66b_reenact.ipynb #b62a7fe3
+# %% ../nbs/6_tools/66b_reenact.ipynb #278dae79
 @dataclass
 class Made:
     "What was made."
@@ -139,7 +139,7 @@ def open_model(model, device=None): # shipped name, .safetensors file, folder of
     where = p if (p := repo_path(model)).exists() else model
     return open_generator(where)[0].to(device or ('cuda' if torch.cuda.is_available() else 'cpu')), Path(model).stem
 
-# %% ../nbs/6_tools/66b_reenact.ipynb #f4d57aa4
+# %% ../nbs/6_tools/66b_reenact.ipynb #6fe7b38b
 def reenact(source,          # the photograph: path, bytes, array, tensor, PIL image
             driver,          # picture, list, folder or zip of pictures, film, blendshape table (.csv), Clip, Motions, codes [n,k]
             model='portrait4d-mini', # of `open_model`
@@ -165,7 +165,7 @@ def reenact(source,          # the photograph: path, bytes, array, tensor, PIL i
     told = identity | dict(rate=play.rate, part=part, codes=stamp(codes), kind=kind, **{k: stamp(v) for k, v in settings.items()})
     return run(stream, play, out, kind, name, identity, told, part)
 
-# %% ../nbs/6_tools/66b_reenact.ipynb #36926e6e
+# %% ../nbs/6_tools/66b_reenact.ipynb #7d6fdc23
 def run(stream, play, out, kind, name, identity, told, part): # -> Made
     "Part after part; then the result."
     job = None if out is None else Job(out, told)
@@ -200,7 +200,7 @@ def each_part(stream, play, job, kind, part, out, about): # yields Part, in orde
         yield p
     bar.close()
 
-# %% ../nbs/6_tools/66b_reenact.ipynb #e553464b
+# %% ../nbs/6_tools/66b_reenact.ipynb #25d7b446
 def arguments():
     p = argparse.ArgumentParser('headnb-reenact', description='A photograph does what somebody else does. Every file that is written says that it is synthetic.')
     p.add_argument('source', help='the photograph'); p.add_argument('driver', help='picture, folder or zip of pictures, film, or blendshape table (.csv)')
