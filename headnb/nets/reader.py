@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['soft_argmax', 'read_at', 'convolve', 'Residual', 'FaceReader']
 
-# %% ../../nbs/1_nets/14b_reader.ipynb #818a753e
+# %% ../../nbs/1_nets/14b_reader.ipynb #4a140da2
 import torch
 from torch import nn
 from torch.nn import functional as F
 from ..base.core import require
 
-# %% ../../nbs/1_nets/14b_reader.ipynb #551a1789
+# %% ../../nbs/1_nets/14b_reader.ipynb #642729a9
 def soft_argmax(maps,):  # [n,k,h,w] -> [n,k,2]: x, y in 0..1 of the image
     "Centre of mass of the softmax of each map."
     n, k, h, w = maps.shape
@@ -26,7 +26,7 @@ def read_at(maps,    # [n,c,h,w]
     "What maps hold at points, bilinearly."
     return F.grid_sample(maps, points[:, None]*2-1, padding_mode='border', align_corners=False).flatten(1)
 
-# %% ../../nbs/1_nets/14b_reader.ipynb #3932376d
+# %% ../../nbs/1_nets/14b_reader.ipynb #50705f51
 def convolve(i, o, stride=1): # channels in and out -> [convolution, batch normalisation]
     "A 3x3 convolution and what follows it."
     return [nn.Conv2d(i, o, 3, stride, 1, bias=False), nn.BatchNorm2d(o)]
@@ -40,7 +40,7 @@ class Residual(nn.Module):
 
     def forward(self, x): return F.relu(x+self.body(x))
 
-# %% ../../nbs/1_nets/14b_reader.ipynb #19c6abf8
+# %% ../../nbs/1_nets/14b_reader.ipynb #8557afb1
 class FaceReader(nn.Module):
     "Three stages of a picture, 68 landmarks, and what a fine map holds at each of them."
     def __init__(self, cfg): # has size and, in channels, widths of the three stages, middle, fine, local
