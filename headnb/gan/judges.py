@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['IDENTITY', 'ACCESSORIES', 'FACE_ANGLE', 'COMPLEXION', 'TERMS', 'MIRROR68', 'person', 'camera_to_head', 'angles',
            'view_direction', 'sees_face', 'traits', 'judge_record', 'judge_camera', 'render_people', 'read_judge_set',
-           'soft_argmax', 'read_at', 'orthonormal', 'JudgeCfg', 'Residual', 'stage_features', 'JudgeNet',
-           'identity_loss', 'judge_losses', 'mirrored', 'moved', 'worsen', 'code_scale', 'part_weights', 'Who', 'twins',
-           'worker_terms', 'train_step', 'FitCfg', 'fit', 'auc', 'pair_auc', 'intersection_over_union',
-           'mean_correlation', 'rotation_angle', 'measure', 'standardise_features', 'settle_parts', 'save_judge',
-           'FeatureNet', 'Judges', 'warm_start', 'load_judges', 'check_on_samples']
+           'orthonormal', 'JudgeCfg', 'stage_features', 'JudgeNet', 'identity_loss', 'judge_losses', 'mirrored',
+           'moved', 'worsen', 'code_scale', 'part_weights', 'Who', 'twins', 'worker_terms', 'train_step', 'FitCfg',
+           'fit', 'auc', 'pair_auc', 'intersection_over_union', 'mean_correlation', 'rotation_angle', 'measure',
+           'standardise_features', 'settle_parts', 'save_judge', 'FeatureNet', 'Judges', 'warm_start', 'load_judges',
+           'check_on_samples']
 
 # %% ../../nbs/3_gan/33_judges.ipynb #5960cdb5
 import copy, functools, json, math, random
@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from ..base.camera import orbit, yaw_pitch
 from ..base.core import asset_path, from_dict, progress, require, sha256_of, suggest, to_dict, write_atomic
+from ..nets.reader import FaceReader
 from ..field.hair import STYLES
 from ..field.heads import SEG, render_heads, sample_head
 from ..field.rig import load_head, rotation as axis_rotation
@@ -129,21 +130,6 @@ def read_judge_set(folder,) -> dict:  # folder of `*.safetensors` shards
     return {k: torch.cat([r[k] for r in rows]) for k in rows[0]}
 
 # %% ../../nbs/3_gan/33_judges.ipynb #37554d20
-def soft_argmax(maps,):  # [n,k,h,w] -> [n,k,2]: x, y in 0..1 of the image
-    "Centre of mass of the softmax of each map."
-    n, k, h, w = maps.shape
-    p = maps.float().flatten(2).softmax(-1).view(n, k, h, w)
-    x, y = [(torch.arange(s, device=maps.device)+.5)/s for s in (w, h)]
-    return torch.stack([(p.sum(2)*x).sum(-1), (p.sum(3)*y).sum(-1)], -1)
-
-
-def read_at(maps,    # [n,c,h,w]
-            points,  # [n,k,2]: x, y in 0..1
-           ):        # [n,k*c]
-    "What maps hold at points, bilinearly."
-    return F.grid_sample(maps, points[:, None]*2-1, padding_mode='border', align_corners=False).flatten(1)
-
-
 def orthonormal(six,):  # [n,6] -> rotation [n,3,3], columns from Gram-Schmidt
     "A rotation from two vectors."
     a, b = six.float().split(3, 1)
@@ -171,38 +157,19 @@ class JudgeCfg:
     embed: int = 64           # identity embedding
 
 
-def _convolve(i, o, stride=1): return [nn.Conv2d(i, o, 3, stride, 1, bias=False), nn.BatchNorm2d(o)]
-
-
-class Residual(nn.Module):
-    "Two 3x3 convolutions around a shortcut."
-    def __init__(self, c):
-        super().__init__()
-        self.body = nn.Sequential(*_convolve(c, c), nn.ReLU(), *_convolve(c, c))
-
-    def forward(self, x): return F.relu(x+self.body(x))
-
-
 def stage_features(stages): # three maps [n,c,h,w] -> [n,k]
     "Means of all stages, mean detail of the first two."
     detail = [(s-F.interpolate(F.avg_pool2d(s, 2), scale_factor=2)).abs() for s in stages[:2]]
     return torch.cat([s.mean((2, 3)) for s in (*stages, *detail)], 1)
 
 # %% ../../nbs/3_gan/33_judges.ipynb #c5bc9e49
-class JudgeNet(nn.Module):
+class JudgeNet(FaceReader):
     "One backbone, all heads."
     def __init__(self, cfg: JudgeCfg):
-        super().__init__()
-        self.cfg, (a, b, c), m, f = cfg, cfg.widths, cfg.middle, cfg.fine
-        self.stage1 = nn.Sequential(nn.PixelUnshuffle(2), *_convolve(12, a), nn.ReLU(), Residual(a))
-        self.stage2 = nn.Sequential(*_convolve(a, b, 2), nn.ReLU(), Residual(b))
-        self.stage3 = nn.Sequential(*_convolve(b, c, 2), nn.ReLU(), Residual(c))
-        self.across = nn.ModuleList([nn.Conv2d(a, f, 1), nn.Conv2d(b, m, 1), nn.Conv2d(c, m, 1)])
-        self.spots = nn.Sequential(*_convolve(m, m), nn.ReLU(), nn.Conv2d(m, 68, 1))
-        self.down = nn.Conv2d(m, f, 1)
-        self.maps, self.parts = nn.Sequential(*_convolve(f, f), nn.ReLU()), nn.Conv2d(f, len(cfg.parts), 1)
-        self.local, self.squeeze = nn.Conv2d(f, cfg.local, 1), nn.Conv2d(c, cfg.squeeze, 1)
-        flat = 68*(cfg.local+2) + cfg.squeeze*(cfg.size//8)**2
+        super().__init__(cfg)
+        a, b, c = cfg.widths
+        self.parts, self.squeeze = nn.Conv2d(cfg.fine, len(cfg.parts), 1), nn.Conv2d(c, cfg.squeeze, 1)
+        flat = self.flat + cfg.squeeze*(cfg.size//8)**2
         self.hidden = nn.Sequential(nn.BatchNorm1d(flat), nn.Dropout(.1), nn.Linear(flat, cfg.hidden), nn.ReLU())
         self.identity = nn.Linear(cfg.hidden, cfg.embed)
         self.sizes = dict(rotation=6, front=1, shape=cfg.shape, expression=cfg.expression, style=len(cfg.styles), accessory=len(cfg.accessories))
@@ -212,27 +179,16 @@ class JudgeNet(nn.Module):
         self.register_buffer('feature_mean', torch.zeros(self.num_features))
         self.register_buffer('feature_std', torch.ones(self.num_features))
 
-    def stages(self, images):  # [n,3,h,w] in -1..1 -> maps at 1/2, 1/4, 1/8 of cfg.size
-        require(images.ndim == 4 and images.shape[1] == 3, f'a judge looks at images [n,3,h,w]; got {tuple(images.shape)}')
-        x = images.to(self.feature_mean.dtype)
-        if x.shape[-2:] != (self.cfg.size,)*2: x = F.interpolate(x, size=(self.cfg.size,)*2, mode='bilinear', antialias=True, align_corners=False)
-        s1 = self.stage1(x.contiguous(memory_format=torch.channels_last))
-        s2 = self.stage2(s1)
-        return [s1, s2, self.stage3(s2)]
-
     def features(self, images):  # -> [n, num_features]
         return (stage_features(self.stages(images))-self.feature_mean)/self.feature_std
 
     def forward(self, images):  # -> dict: see `Judges` for what each is
-        s1, s2, s3 = self.stages(images)
-        half = F.interpolate(self.across[2](s3), scale_factor=2)+self.across[1](s2)
-        fine = self.maps(F.interpolate(self.down(half), scale_factor=2)+self.across[0](s1))
-        points = soft_argmax(self.spots(half))
-        flat = torch.cat([read_at(self.local(fine), points.detach()), points.detach().flatten(1), self.squeeze(s3).flatten(1)], 1)
-        h = self.hidden(flat)
+        stages = self.stages(images)
+        points, fine, local = self.read(stages)
+        h = self.hidden(torch.cat([local, self.squeeze(stages[2]).flatten(1)], 1))
         v = dict(zip(self.sizes, self.vector(h).split(list(self.sizes.values()), 1)))
         return v | dict(identity=F.normalize(self.identity(h), dim=1), parts=self.parts(fine), landmarks=points, rotation=orthonormal(v['rotation']), front=v['front'][:, 0],
-                        complexion=self.complexion(h), damage=self.damage(stage_features([s1, s2, s3])))
+                        complexion=self.complexion(h), damage=self.damage(stage_features(stages)))
 
     def identify(self, images):  # -> [n, embed], unit length
         "Identity, from the picture and its mirror image together."
