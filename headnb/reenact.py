@@ -6,7 +6,7 @@
 __all__ = ['Part', 'play_part', 'read_part', 'stamp', 'kind_of', 'Job', 'Made', 'on_white', 'open_model', 'reenact', 'run',
            'each_part', 'arguments', 'camera_of', 'main']
 
-# %% ../nbs/6_tools/66b_reenact.ipynb #13b6eec2
+# %% ../nbs/6_tools/66b_reenact.ipynb #54ec685f
 import argparse, io, json, sys
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
@@ -22,7 +22,7 @@ from .gan.checkpoint import fingerprint, open_generator
 from .gan.synthesis import die_here
 from .stream import Move, Skip, Stream, content, hash_of, open_driver
 
-# %% ../nbs/6_tools/66b_reenact.ipynb #f726e8de
+# %% ../nbs/6_tools/66b_reenact.ipynb #9ddb6639
 @dataclass
 class Part:
     "Some frames, and what has to be said about them."
@@ -35,7 +35,7 @@ class Part:
 
 
 def play_part(stream,     # Stream
-              items,      # [Moment or Skip]
+              items,      # iterable of Moment and Skip
               start=0,    # number of the first
               last=None,  # Move before it
               hold=True,  # repeat it where there is no face
@@ -43,17 +43,18 @@ def play_part(stream,     # Stream
     "Find, read, draw."
     stream.finder.reset()
     told, rows, skipped = len(stream.notes), [], []
-    for i, (item, move) in enumerate(zip(items, stream.moves(items)), start):
+    for i, move in enumerate(stream.moves(items), start):
+        name = move.name
         if isinstance(move, Skip):
             skipped.append((move.name, move.why + ('; the frame before is shown' if hold and last is not None else '')))
             if not hold or last is None: continue
             move = last
         last = move
-        rows.append((stream.draw(move, i), i, item.name))
+        rows.append((stream.draw(move, i), i, name))
     pictures, at, names = zip(*rows) if rows else ((), (), ())
     return Part(np.stack(pictures) if rows else np.zeros((0, 0, 0, 3), np.uint8), list(at), list(names), skipped, stream.notes[told:], last)
 
-# %% ../nbs/6_tools/66b_reenact.ipynb #727e63dc
+# %% ../nbs/6_tools/66b_reenact.ipynb #e9be57fd
 @patch
 def pack(self: Part, pictures=True): # with the pictures, or without -> bytes
     "As a file."
@@ -72,7 +73,7 @@ def read_part(path): # -> Part, or None: not there, or damaged
             return Part(f['pictures'] if 'pictures' in f.files else None, a['at'], a['names'], [tuple(x) for x in a['skipped']], a['notes'], Move(**last, read=a['read']) if last else None)
     except Exception: return None                                # whatever is wrong with it: it is made again
 
-# %% ../nbs/6_tools/66b_reenact.ipynb #d901c323
+# %% ../nbs/6_tools/66b_reenact.ipynb #6a919eed
 def stamp(x): # a setting -> JSON
     "What a setting is, for the identity of a job."
     if torch.is_tensor(x) or isinstance(x, np.ndarray): return hash_of(x)
@@ -108,7 +109,7 @@ class Job:
         for p in [*self.folder.glob('part_*.npz'), *self.folder.glob('.*.tmp'), self.folder/'job.json']: p.unlink(missing_ok=True)      # also what a kill left half written
         if self.folder.is_dir() and not any(self.folder.iterdir()): self.folder.rmdir()
 
-# %% ../nbs/6_tools/66b_reenact.ipynb #278dae79
+# %% ../nbs/6_tools/66b_reenact.ipynb #12d261b4
 @dataclass
 class Made:
     "What was made."
@@ -139,7 +140,7 @@ def open_model(model, device=None): # shipped name, .safetensors file, folder of
     where = p if (p := repo_path(model)).exists() else model
     return open_generator(where)[0].to(device or ('cuda' if torch.cuda.is_available() else 'cpu')), Path(model).stem
 
-# %% ../nbs/6_tools/66b_reenact.ipynb #6fe7b38b
+# %% ../nbs/6_tools/66b_reenact.ipynb #bfd3038a
 def reenact(source,          # the photograph: path, bytes, array, tensor, PIL image
             driver,          # picture, list, folder or zip of pictures, film, blendshape table (.csv), Clip, Motions, codes [n,k]
             model='portrait4d-mini', # of `open_model`
@@ -165,7 +166,7 @@ def reenact(source,          # the photograph: path, bytes, array, tensor, PIL i
     told = identity | dict(rate=play.rate, part=part, codes=stamp(codes), kind=kind, **{k: stamp(v) for k, v in settings.items()})
     return run(stream, play, out, kind, name, identity, told, part)
 
-# %% ../nbs/6_tools/66b_reenact.ipynb #7d6fdc23
+# %% ../nbs/6_tools/66b_reenact.ipynb #7c2edba8
 def run(stream, play, out, kind, name, identity, told, part): # -> Made
     "Part after part; then the result."
     job = None if out is None else Job(out, told)
@@ -188,19 +189,19 @@ def each_part(stream, play, job, kind, part, out, about): # yields Part, in orde
     "Those that are there are read, the others made."
     moments, last, bar = iter(play.play()), None, progress(total=play.total, desc='reenact')
     for k, start in enumerate(range(0, play.total, part)):
-        items = list(islice(moments, part))
-        p = read_part(job.path(k)) if job else None
+        items, p = islice(moments, part), read_part(job.path(k)) if job else None
         if p is None:
             p = play_part(stream, items, start, last, kind == 'film')
             if kind == 'folder': [write_png(Path(out)/f'{i:05d}.png', x, about) for i, x in zip(p.at, p.pictures)]
             if kind == 'picture' and len(p.pictures): write_png(out, p.pictures[0], about)
             if job: write_atomic(job.path(k), p.pack(kind == 'film')); die_here(f'part:{k}')
         last = p.last if p.last is not None else last
-        bar.update(len(items))
+        for _ in items: pass                                     # of a part that is there: passed over
+        bar.update(min(part, play.total - start))
         yield p
     bar.close()
 
-# %% ../nbs/6_tools/66b_reenact.ipynb #25d7b446
+# %% ../nbs/6_tools/66b_reenact.ipynb #c0b6c6cd
 def arguments():
     p = argparse.ArgumentParser('headnb-reenact', description='A photograph does what somebody else does. Every file that is written says that it is synthetic.')
     p.add_argument('source', help='the photograph'); p.add_argument('driver', help='picture, folder or zip of pictures, film, or blendshape table (.csv)')
