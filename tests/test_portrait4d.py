@@ -72,7 +72,7 @@ def test_the_command_and_true_renders(runs, capsys):
     work = runs[0]
     run = lambda *p: main(['tiny/portrait4d', '--out', str(work/'out'), *(a for x in p for a in ('-p', x))])
     assert run(f'data={work}/renders') == 2
-    assert 'the set has no feat and no point_feat (true renders have none): set train.features and train.planes to 0' in capsys.readouterr().err
+    assert 'the set has no feat and no point_feat (true renders and clips have none): set train.features and train.planes to 0' in capsys.readouterr().err
     assert run(f'data={work}/renders', 'train.features=0', 'train.planes=0', 'train.kimg=0.016') == 0
     out = json.loads((work/'out'/'tiny-portrait4d'/'result.json').read_text())
     assert out['status'] == 'done' and out['kimg'] == .016
@@ -80,17 +80,17 @@ def test_the_command_and_true_renders(runs, capsys):
 
 def test_rows_of_table_3_are_their_parameter_files():
     from headnb.base.core import from_dict, to_dict
-    from headnb.gan.train import first_difference
     from headnb.runs import TrainRun, model_config, read_spec
     spec = lambda name: from_dict(TrainRun, read_spec(name)[2])
-    own = {'a': dict(calm=False, static=0.), 'b': dict(calm=False, still='dynamic'), 'c': dict(static=0.), 'd': dict(still='dynamic'), 'f': {}, 'g': dict(parser=True), 'r': dict(features=0., planes=0.)}
+    own = {'a': dict(calm=False, static=0.), 'b': dict(calm=False, still='dynamic'), 'c': dict(static=0.), 'd': dict(still='dynamic'), 'g': dict(parser=True), 'h': dict(depth=0., features=0., planes=0.), 'r': dict(features=0., planes=0.)}
     base = to_dict(model_config(spec('micro/portrait4d')))
     for k, changes in own.items(): assert to_dict(model_config(spec(f'micro/portrait4d-{k}'))) == base | {'train': base['train'] | changes}, k
-    for k in 'abcdefg': assert model_config(spec(f'paper/portrait4d-{k}')).train.kimg == 5000
+    for k in 'abcdefgh': assert model_config(spec(f'paper/portrait4d-{k}')).train.kimg == 5000
     f, e = (model_config(spec(f'paper/portrait4d-{k}')).G for k in 'fe')
     assert (f.motion, f.phi.motion, e.motion, e.phi.motion) == ('codes109', 109, 'pdfgc', 548)
     for name in ('tiny/portrait4d', 'mini/portrait4d', 'mini/portrait4d-genhead', 'paper/portrait4d', 'paper/portrait4d-released'): model_config(spec(name))
-    assert not first_difference(to_dict(model_config(spec('micro/portrait4d-f'))), base)   # our small rows E and F are one run: motion is codes
+    f, e = (model_config(spec(f'micro/portrait4d{k}')) for k in ('-f', ''))
+    assert (f.G.motion, f.G.phi.motion, e.G.motion, e.G.phi.motion) == ('codes61', 61, 'small64', 64) and f.train == e.train
 
 
 if __name__ == '__main__': worker(Path(sys.argv[1]))

@@ -33,7 +33,8 @@ def wanted_regions(t, # batch of `Triples`: image [b,3,R,R], mask [b,1,*,*], bac
                   ):  # dict of REGIONS
     "What the four pictures should be."
     raw = resize(t['image'], r)
-    return dict(image=t['image'], raw=raw, head=front_of(raw, resize(t['mask'], r)), wall=resize(t['back'][:, :3], r))
+    wall = dict(wall=resize(t['back'][:, :3], r)) if 'back' in t else {}      # clips: nobody saw what stands behind
+    return dict(image=t['image'], raw=raw, head=front_of(raw, resize(t['mask'], r))) | wall
 
 
 def made_regions(out): # of a reconstructor's `render` -> dict of REGIONS
@@ -97,7 +98,7 @@ class Pixels(Term):
     "Mean absolute error of the four pictures, summed."
     who = 'G'
 
-    def __call__(self, s): return sum(F.l1_loss(s.made[k], s.wanted[k]) for k in REGIONS)
+    def __call__(self, s): return sum(F.l1_loss(s.made[k], x) for k, x in s.wanted.items())
 
 # %% ../../nbs/3_gan/35b_reconstruct.ipynb #3c20f618
 @cache
@@ -125,7 +126,7 @@ class Perceptual(Term):
     def __call__(self, s):
         net = self.look if callable(self.look) else perceptual(self.look, str(s.made['image'].device))
         of = lambda *ks: net(*(torch.cat([x[k] for k in ks]).clamp(-1, 1) for x in (s.made, s.wanted))).float().sum()/len(s.made['image'])
-        return of('image') + of('raw', 'head', 'wall')
+        return of('image') + of(*(k for k in s.wanted if k != 'image'))
 
 # %% ../../nbs/3_gan/35b_reconstruct.ipynb #90b3ea6c
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MOTIONS', 'CONFIGS', 'config', 'FREEZE', 'ReconstructorCfg', 'Source', 'Reconstructor', 'PortraitTrainCfg',
            'Portrait4DCfg', 'build', 'training', 'small', 'freeze_renderer', 'of_motion', 'speed', 'take_over', 'terms',
-           'make_step', 'Portraits', 'OnlineCfg', 'motion_encoder', 'open_online', 'open_data', 'check_batch',
-           'Reenacts', 'open_reenactor', 'released_cfg', 'attach']
+           'make_step', 'Portraits', 'OnlineCfg', 'ClipsCfg', 'motion_encoder', 'open_online', 'open_clips',
+           'open_data', 'check_batch', 'Reenacts', 'open_reenactor', 'released_cfg', 'attach']
 
 # %% ../../nbs/4_papers/44_portrait4d.ipynb #e0c6288f
 from dataclasses import dataclass, fields, replace
@@ -31,10 +31,12 @@ from ..field.deform import DeformCfg, correspondence
 from ..field.driven import TwoHeads, neck_field, open_deformer, posed_head, released_deformer
 from ..gan.generator import Generator, GeneratorCfg
 from ..gan.reconstruct import Depth, Features, Identity, Opacity, Perceptual, Pixels, ReenactStep, Triplane, judged_opacity
-from ..gan.scenes import in_shape_of
+from ..gan.scenes import clips_of, in_shape_of
 from ..gan.synthesis import KINDS, RANGES, FourDCfg, open_codes, stamp_of
 from ..gan.terms import R1, Logistic, ScheduleCfg, density_terms
 from ..gan.triples import Heads4D, Online, Triples, feel
+from ..gan.clip_pairs import ClipPairs
+from ..gan.data import HeadDataset
 from ..gan.checkpoint import fingerprint, open_generator, released_generator_cfg
 from ..gan.train import ModelCfg, TrainCfg, after, choose
 
@@ -333,10 +335,10 @@ def speed(cfg: Portrait4DCfg): # -> name of a parameter of G -> factor of its le
 # %% ../../nbs/4_papers/44_portrait4d.ipynb #ceea9419
 def take_over(cfg,
               own: dict,    # state of a Reconstructor, or of its discriminator, as it was born
-              given: dict,  # state of a GenHead's network, or of one like `own`
+              given: dict,  # state of a GenHead's network, or of one like `own`; its motion encoder may be another one
              ) -> dict:     # what the network begins with
     "Copy by name; into the second half where there is twice the room (the released rule). The average style counts as w_avg."
-    if 'w_avg' not in own or given.keys() == own.keys(): return given
+    if 'w_avg' not in own: return given
     given = given | ({'w_avg': given['mapping.w_avg']} if 'mapping.w_avg' in given else {})
     def fit(mine, v):
         if mine.shape == v.shape: return v
@@ -395,6 +397,13 @@ class OnlineCfg:
     points: int = 4000
     seed: int = 0
 
+
+@dataclass(frozen=True)
+class ClipsCfg:
+    "Single-view clips with codes (row H)."
+    clips: str                 # data set of clips
+    stills: str | None = None  # data set of single pictures: people who keep still
+
 # %% ../../nbs/4_papers/44_portrait4d.ipynb #b701cfcb
 def motion_encoder(cfg: ReconstructorCfg, rig, file=None, device='cpu'): # Rig; weights of PD-FGC -> MotionEncoder
     "The one that a configuration names."
@@ -419,24 +428,32 @@ def open_online(given, opener, static, motion): # dict of OnlineCfg, function na
     return Online(G, open_codes(at(o.still), at(o.clips), o.layout), FourDCfg(ranges=RANGES[o.ranges], psi=o.psi, cutoff=o.cutoff, points=o.points, seed=o.seed), fingerprint(G.state_dict())[:12], static=static, motion=motion)
 
 
-def open_data(cfg: Portrait4DCfg, given, opener): # `data` of a run: folder of a set, or dict of OnlineCfg; function: name -> generator
+def open_clips(given, t, deformer, motion): # dict of ClipsCfg, PortraitTrainCfg, ... -> ClipPairs
+    "Clips, and who keeps still."
+    o = from_dict(ClipsCfg, given, 'data')
+    ds = HeadDataset(repo_path(o.clips))
+    return ClipPairs(ds, clips_of(ds)[0], o.stills and HeadDataset(repo_path(o.stills)), t.partners, static=t.static, deformer=deformer, motion=motion, parser=judged_opacity)
+
+
+def open_data(cfg: Portrait4DCfg, given, opener): # `data` of a run: folder of a set, or dict of OnlineCfg or ClipsCfg; function: name -> generator
     "What a run is trained on; `BadInput` where it does not fit the configuration."
-    require(given, 'this run needs `data`: the folder of a set of 4D heads (data_recipes/genhead_4d), or {online: a GenHead}')
+    require(given, 'this run needs `data`: the folder of a set of 4D heads (data_recipes/genhead_4d), {online: a GenHead}, or {clips: a set of clips}')
     deformer, t = open_deformer(cfg.G.rig, cfg.G.deform or DeformCfg()), cfg.train
     motion = motion_encoder(cfg.G, deformer.rig, t.motion_file, 'cuda' if torch.cuda.is_available() else 'cpu')
     require(not isinstance(given, dict) or t.still == 'static', "train.still is 'dynamic': that wants a stored set")
-    data = open_online(given, opener, t.static, motion) if isinstance(given, dict) else Portraits(Heads4D(repo_path(given)), t.partners, t.static, t.still, deformer, motion)
+    if not isinstance(given, dict): data = Portraits(Heads4D(repo_path(given)), t.partners, t.static, t.still, deformer, motion)
+    else: data = open_online(given, opener, t.static, motion) if 'online' in given else open_clips(given, t, deformer, motion)
     return check_batch(cfg, data)
 
 # %% ../../nbs/4_papers/44_portrait4d.ipynb #e2b1e604
 def check_batch(cfg: Portrait4DCfg, data): # -> the same
     "One picture is read, and every number that must fit is looked at."
-    b, g, where = data.load([0]), cfg.G, data.path
-    lost = [k for k, w in (('feat', cfg.train.features), ('point_feat', cfg.train.planes)) if w and k not in b]
-    require(not lost, f'{where}: the set has no {" and no ".join(lost)} (true renders have none): set train.features and train.planes to 0')
+    b, g, where, t = data.load([0]), cfg.G, data.path, cfg.train
+    lost = {k: w for k, w in (('depth', 'depth'), ('feat', 'features'), ('point_feat', 'planes')) if getattr(t, w) and k not in b}
+    require(not lost, f'{where}: the set has no {" and no ".join(lost)} (true renders and clips have none): set {" and ".join(f"train.{w}" for w in lost.values())} to 0')
     rows = dict(image=(b['image'].shape[-1], cfg.G.side), source=(b['source'].shape[-1], g.image), motion=(b['driving_motion'].shape[1], g.phi.motion))
-    if cfg.train.features: rows['channels of feat'] = b['feat'].shape[1], g.decoder.out_dim
-    if cfg.train.planes: rows['channels of point_feat'] = b['point_feat'].shape[2], g.decoder.in_dim
+    if t.features: rows['channels of feat'] = b['feat'].shape[1], g.decoder.out_dim
+    if t.planes: rows['channels of point_feat'] = b['point_feat'].shape[2], g.decoder.in_dim
     for k, (have, want) in rows.items(): require(have == want, f'{where}: {k} {have}, the configuration wants {want}')
     return data
 
