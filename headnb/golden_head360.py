@@ -7,7 +7,7 @@ __all__ = ['toy_mesh', 'toy_atlas', 'toy_input', 'dense', 'drawn', 'replay_raste
            'replay_hexplane', 'replay_mouth', 'replay_mouth_box', 'kept_styleunet', 'replay_styleunet', 'replay_dual',
            'replay_model', 'toy_generator', 'drawn_sides', 'released_constants', 'replay_generator', 'replay_density']
 
-# %% ../nbs/6_tools/60f_golden_head360.ipynb #81a54514
+# %% ../nbs/6_tools/60f_golden_head360.ipynb #6a0d1d58
 import math
 from dataclasses import replace
 import numpy as np
@@ -18,7 +18,7 @@ from .field.bilinear import replay_bilinear
 from .field.planes import AXES, Decoder, DecoderCfg, PlaneSampler, SamplerCfg, grid_of, make_field
 from .field.render import RenderCfg, render
 from .field.texture_planes import Atlas, Sides, SidesCfg, crop_box, fill_holes, look_up, mouth_box, paste_box, rotations, scan_sides, screen, side_weights
-from .gan.checkpoint import official_to_ours, released_discriminator_cfg
+from .gan.checkpoint import official_name, official_to_ours, released_discriminator_cfg
 from .golden import fill_state, normal
 from .nets.discriminator import Discriminator
 from .nets.ops import resize
@@ -26,7 +26,7 @@ from .nets.styleunet import StyleUNet, StyleUNetCfg
 from .nets.stylegan2 import Mapping, MappingCfg
 from .papers import head360
 
-# %% ../nbs/6_tools/60f_golden_head360.ipynb #4db2783f
+# %% ../nbs/6_tools/60f_golden_head360.ipynb #2e35b01c
 def toy_mesh(m, # `mesh` of a config
             ):  # vertices [v,3], faces [f,3], texture coordinates [t,2], their faces [f,3]
     "The synthetic mesh (spec_head360, 12)."
@@ -60,7 +60,7 @@ def toy_input(config): # of a case -> [b,v+n,3]: vertices, and behind them the l
     points[(slice(48, 60) if m['n'] == 68 else slice(12))] = lips
     return torch.cat([toy_mesh(config['mesh'])[0], torch.from_numpy(points).float()])*scale[:, None]
 
-# %% ../nbs/6_tools/60f_golden_head360.ipynb #404dd079
+# %% ../nbs/6_tools/60f_golden_head360.ipynb #1720f81a
 def dense(hits_or_pixel, values, n, size, empty): # [s], [s,...] -> [n,S,S,...]
     "Rows into pictures."
     out = torch.full((n*size*size, *values.shape[1:]), empty, dtype=values.dtype)
@@ -93,12 +93,12 @@ def replay_triangles(case):
     out = drawn(face, weights, depth, pixel, 1, size) | dict(attribute=dense(pixel, (attribute[face]*weights[..., None]).sum(1), 1, size, 0.).movedim(-1, 1), alpha=dense(pixel, torch.ones_like(depth), 1, size, 0.))
     return {k: x[0] for k, x in out.items()}
 
-# %% ../nbs/6_tools/60f_golden_head360.ipynb #6dd17dce
+# %% ../nbs/6_tools/60f_golden_head360.ipynb #d4e49669
 def hexplane_cfgs(config): # -> SamplerCfg, DecoderCfg, RenderCfg
     "Our configs of a case."
     r, c, box = dict(config['rendering']), config['planes'][2], config['box_warp']
     require(r.pop('clamp_mode', 'softplus') == 'softplus', "rendering.clamp_mode: only 'softplus' exists")
-    cfg = RenderCfg(r.pop('depth_resolution'), r.pop('depth_resolution_importance', 0), r.pop('ray_start'), r.pop('ray_end'), r.pop('box_warp'), r.pop('disparity_space_sampling', False), r.pop('white_back', False), jitter='none')
+    cfg = RenderCfg(r.pop('depth_resolution'), r.pop('depth_resolution_importance', 0), r.pop('ray_start'), r.pop('ray_end'), r.pop('box_warp'), r.pop('disparity_space_sampling', False), r.pop('white_back', False), jitter='none', rounded=True)
     require(not r, f'rendering has options that are not known here: {sorted(r)}')
     return SamplerCfg(AXES['head360'], box_warp=box), DecoderCfg(c, 64, c), cfg
 
@@ -110,7 +110,7 @@ def replay_hexplane(case):
     decoder, look, each = Decoder(decode), PlaneSampler(sampler), PlaneSampler(replace(sampler, reduce='none'))
     decoder.load_state_dict({k.removeprefix('decoder.'): v for k, v in official_to_ours(case.state()).items()})
     planes = planes[:, :, :, None]
-    o, d = camera.rays(torch.tensor(c['c']), c['image_size'])
+    o, d = camera.rays(torch.tensor(c['c']), c['image_size'], rays.rounded)
     rgb, depth, weight = render(make_field(planes, look, decoder), o, d, rays, deterministic=True)
     out = dict(ray_origins=o, ray_directions=d, render_rgb=rgb, render_depth=depth, render_weight=weight)
     if 'projected' not in case.outputs: return out
@@ -119,7 +119,7 @@ def replay_hexplane(case):
     feat, sigma = decoder(look(planes, x))
     return out | dict(projected=grid_of(x, sampler)[..., :2], features=each(planes, x), rgb=feat, sigma=sigma)
 
-# %% ../nbs/6_tools/60f_golden_head360.ipynb #5e3648b9
+# %% ../nbs/6_tools/60f_golden_head360.ipynb #49e1330e
 def replay_mouth(case):
     "Family `mouth`: boxes, holes, resizes."
     lms = torch.from_numpy(normal(case.seed, 'input:lms', (4, 12, 2)))*.12 + torch.tensor([.02, -.1])
@@ -156,7 +156,7 @@ def replay_styleunet(case):
     b = case.outputs['image']['full_shape'][0]
     return dict(mapping=mapping(filled('z', b, c['z_dim']), filled('c', b, c['c_dim'])), image=net(filled('ws', b, c['num_ws'], c['w_dim']), filled('x', b, c['cond_channels'], c['in_size'], c['in_size']), noise='const'))
 
-# %% ../nbs/6_tools/60f_golden_head360.ipynb #09476166
+# %% ../nbs/6_tools/60f_golden_head360.ipynb #1d89cbfa
 def replay_dual(case):
     "Family `discriminator`."
     c = {k: v for k, v in case.config.items() if k not in ('family_variant', 'raw_resolution', 'image_stride', 'batch')}
@@ -171,24 +171,23 @@ def replay_dual(case):
     first, other = D.label(label).split([D.cfg.cmap_dim or D.label(label).shape[1] - D.cfg.cmap2_dim*bool(second), D.cfg.cmap2_dim*bool(second)], 1)
     return dict(logits=D(dict(image=image, raw=raw), label), cmap1=first, cmap2=other, raw_resized=resize(raw, R)[..., ::4, ::4])
 
-# %% ../nbs/6_tools/60f_golden_head360.ipynb #dabd0c50
+# %% ../nbs/6_tools/60f_golden_head360.ipynb #8bee4de5
 def replay_model(case):
     "Family `bilinear`."
     N, I, E = (case.config[k] for k in ('N', 'I', 'E'))
     filled, (b, P) = lambda k, *shape: torch.from_numpy(normal(case.seed, f'input:{k}', shape)), (case.outputs[k]['full_shape'][0] for k in ('vertices', 'factors_id'))
     return replay_bilinear(filled('core', 3*N, I, E), filled('id', b, I), filled('exp', b, E).abs()*.3, filled('data', 3*N, P, E))
 
-# %% ../nbs/6_tools/60f_golden_head360.ipynb #bb15e40e
+# %% ../nbs/6_tools/60f_golden_head360.ipynb #309f096e
 def toy_generator(case): # golden Case -> Head360 of this case, filled
     "A generator of either family."
     c, two = case.config, case.family == 'head360_stage2'
     kwargs = {k: c[k] for k in ('z_dim', 'w_dim', 'channel_base', 'channel_max', 'img_resolution', 'sr_num_fp16_res', 'rendering_kwargs', *(['z_noise_dim'] if 'z_noise_dim' in c else []))}
     cfg = head360.released_cfg(kwargs | dict(c_dim=25, mapping_kwargs=dict(num_layers=c['map_depth'])), c['neural_rendering_resolution'], family='next3d' if case.family == 'next3d' else 'head360', stage=1 + two)
-    atlas, rows = toy_atlas(c), [r for r in case.read('state_dict.json') if r[2] != 'topology']
+    atlas, family = toy_atlas(c), case.family.removesuffix('_stage2')
     with torch.device('meta'): G = head360.Head360(cfg, atlas)
-    own = G.state_dict()
-    wanted = [r for r in rows if head360.released_state({r[0]: None}, own)]
-    G.load_state_dict(head360.released_state(fill_state(wanted, case.seed), own), assign=True)
+    rows = [r for r in case.read('state_dict.json') if official_name(r[0], family)]
+    G.load_state_dict(official_to_ours(fill_state(rows, case.seed), family), assign=True)
     return G.eval().requires_grad_(False)
 
 

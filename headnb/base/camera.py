@@ -56,7 +56,8 @@ def split_label(c): # [n,25] or [25]
 
 # %% ../../nbs/0_base/01_camera.ipynb #254ba4fb
 def rays(c,   # [n,25] labels
-         size # pixels of a side, or (height, width)
+         size,# pixels of a side, or (height, width)
+         rounded=False # True: through the pixel's place in the world, which float32 rounds, as the released models do; a camera 22 away loses 1e-6
         ):    # origins [n,m,3], dirs [n,m,3] of length one; m = height*width, row by row
     "One ray through the centre of every pixel."
     pose, K = split_label(c)
@@ -68,6 +69,7 @@ def rays(c,   # [n,25] labels
     X = (u - cx - s*Y)/fx
     right, down, forward, origin = pose[:, None, :3].unbind(-1)
     d = X[..., None]*right + Y[..., None]*down + forward   # sums, not a matrix product: exact under autocast
+    if rounded: d = (d + origin) - origin
     return origin.expand_as(d), F.normalize(d, dim=-1)
 
 # %% ../../nbs/0_base/01_camera.ipynb #61280226

@@ -67,6 +67,7 @@ class RenderCfg:
     cull: float = 0.              # density is removed where alpha = 1 - exp(-softplus(sigma - 1)) is below this
     binarise: float = 0.          # as cull, and made opaque elsewhere
     jitter: str = 'ray'           # each ray draws its own random numbers; 'picture': all rays of a picture share them, so that few samples leave no grain; 'coarse': they share those of the stratified samples; 'none': importance samples are evenly spaced, and so are the coarse ones between fixed limits (Head360)
+    rounded: bool = False         # of `camera.rays`: as the releases' far cameras (Head360, Next3D)
 
     def __post_init__(self):
         auto = isinstance(self.near, str) or isinstance(self.far, str)

@@ -162,7 +162,7 @@ def volume(self: Generator,
     "feat [b,C,r,r], depth [b,1,r,r], mask [b,1,r,r]."
     r, cfg = raw_size or self.cfg.raw_size, self.cfg.render
     span = plane_limits(c, cfg.box_warp) if cfg.near == 'plane' else None
-    with full_precision(c): out = render(self.field(planes, drive), *rays(c, r), cfg, span=span, **kw)
+    with full_precision(c): out = render(self.field(planes, drive), *rays(c, r, cfg.rounded), cfg, span=span, **kw)
     return [x.transpose(1, 2).unflatten(2, (r, r)) for x in out]
 
 # %% ../../nbs/3_gan/30_generator.ipynb #9b5a3934
