@@ -325,7 +325,7 @@ def crop_box(x,    # [b,c,S,S]
     "Cut out and resize."
     full = box.new_tensor([[0, size]]).expand(len(box), -1)
     rows, cols = (interval_resize(b, full, x.shape[-1], size)[:, None] for b in (box[:, :2], box[:, 2:]))
-    return rows@x@cols.mT
+    with full_precision(x): return rows@x.float()@cols.mT
 
 
 def paste_box(x, patch, # [b,c,S,S], [b,c,s,s]
@@ -337,7 +337,8 @@ def paste_box(x, patch, # [b,c,S,S], [b,c,s,s]
     A = interval_resize(box.new_tensor([[0, n]]).expand(len(box), -1), torch.stack([count*0, count], 1), n, m)[:, None]
     inside = torch.arange(m, device=box.device) < count[:, None]
     b, r, c = (inside[:, :, None] & inside[:, None]).nonzero(as_tuple=True)
-    return x.index_put((b[:, None], torch.arange(x.shape[1], device=box.device), (r + box[b, 0])[:, None], (c + box[b, 2])[:, None]), (A@patch@A.mT)[b, :, r, c])
+    with full_precision(x): values = (A@patch.float()@A.mT)[b, :, r, c]
+    return x.index_put((b[:, None], torch.arange(x.shape[1], device=box.device), (r + box[b, 0])[:, None], (c + box[b, 2])[:, None]), values.to(x.dtype))
 
 # %% ../../nbs/2_field/26_texture_planes.ipynb #d3ded804
 @dataclass(frozen=True)
