@@ -6,7 +6,7 @@
 __all__ = ['Part', 'play_part', 'read_part', 'stamp', 'kind_of', 'Job', 'Made', 'on_white', 'open_model', 'reenact', 'run',
            'each_part', 'arguments', 'camera_of', 'main']
 
-# %% ../nbs/6_tools/66b_reenact.ipynb #54ec685f
+# %% ../nbs/6_tools/66b_reenact.ipynb #8fbe3721
 import argparse, io, json, sys
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
@@ -22,7 +22,7 @@ from .gan.checkpoint import fingerprint, open_generator
 from .gan.synthesis import die_here
 from .stream import Move, Skip, Stream, content, hash_of, open_driver
 
-# %% ../nbs/6_tools/66b_reenact.ipynb #9ddb6639
+# %% ../nbs/6_tools/66b_reenact.ipynb #1841ab00
 @dataclass
 class Part:
     "Some frames, and what has to be said about them."
@@ -54,7 +54,7 @@ def play_part(stream,     # Stream
     pictures, at, names = zip(*rows) if rows else ((), (), ())
     return Part(np.stack(pictures) if rows else np.zeros((0, 0, 0, 3), np.uint8), list(at), list(names), skipped, stream.notes[told:], last)
 
-# %% ../nbs/6_tools/66b_reenact.ipynb #e9be57fd
+# %% ../nbs/6_tools/66b_reenact.ipynb #bd327695
 @patch
 def pack(self: Part, pictures=True): # with the pictures, or without -> bytes
     "As a file."
@@ -73,7 +73,7 @@ def read_part(path): # -> Part, or None: not there, or damaged
             return Part(f['pictures'] if 'pictures' in f.files else None, a['at'], a['names'], [tuple(x) for x in a['skipped']], a['notes'], Move(**last, read=a['read']) if last else None)
     except Exception: return None                                # whatever is wrong with it: it is made again
 
-# %% ../nbs/6_tools/66b_reenact.ipynb #6a919eed
+# %% ../nbs/6_tools/66b_reenact.ipynb #d78b4991
 def stamp(x): # a setting -> JSON
     "What a setting is, for the identity of a job."
     if torch.is_tensor(x) or isinstance(x, np.ndarray): return hash_of(x)
@@ -89,7 +89,7 @@ def kind_of(out): # -> 'pictures' in memory, 'folder', 'film', 'picture'
     require(kind != 'folder' or not Path(out).is_file(), f'{out} is a file; a folder is asked for')
     return kind
 
-
+# %% ../nbs/6_tools/66b_reenact.ipynb #b2670741
 class Job:
     "Parts on disk, and which of them are there."
     def __init__(self, out, identity): # path; dict
@@ -109,7 +109,7 @@ class Job:
         for p in [*self.folder.glob('part_*.npz'), *self.folder.glob('.*.tmp'), self.folder/'job.json']: p.unlink(missing_ok=True)      # also what a kill left half written
         if self.folder.is_dir() and not any(self.folder.iterdir()): self.folder.rmdir()
 
-# %% ../nbs/6_tools/66b_reenact.ipynb #12d261b4
+# %% ../nbs/6_tools/66b_reenact.ipynb #51f731f0
 @dataclass
 class Made:
     "What was made."
@@ -140,7 +140,7 @@ def open_model(model, device=None): # shipped name, .safetensors file, folder of
     where = p if (p := repo_path(model)).exists() else model
     return open_generator(where)[0].to(device or ('cuda' if torch.cuda.is_available() else 'cpu')), Path(model).stem
 
-# %% ../nbs/6_tools/66b_reenact.ipynb #bfd3038a
+# %% ../nbs/6_tools/66b_reenact.ipynb #e81677d6
 def reenact(source,          # the photograph: path, bytes, array, tensor, PIL image
             driver,          # picture, list, folder or zip of pictures, film, blendshape table (.csv), Clip, Motions, codes [n,k]
             model='portrait4d-mini', # of `open_model`
@@ -166,7 +166,7 @@ def reenact(source,          # the photograph: path, bytes, array, tensor, PIL i
     told = identity | dict(rate=play.rate, part=part, codes=stamp(codes), kind=kind, **{k: stamp(v) for k, v in settings.items()})
     return run(stream, play, out, kind, name, identity, told, part)
 
-# %% ../nbs/6_tools/66b_reenact.ipynb #7c2edba8
+# %% ../nbs/6_tools/66b_reenact.ipynb #937ce955
 def run(stream, play, out, kind, name, identity, told, part): # -> Made
     "Part after part; then the result."
     job = None if out is None else Job(out, told)
@@ -184,7 +184,7 @@ def run(stream, play, out, kind, name, identity, told, part): # -> Made
     pictures = np.concatenate([p.pictures for p in parts if p.names]) if kind == 'pictures' else None
     return Made(pictures, None if out is None else Path(out), len(names), skipped, notes, about)
 
-
+# %% ../nbs/6_tools/66b_reenact.ipynb #3bfda54b
 def each_part(stream, play, job, kind, part, out, about): # yields Part, in order
     "Those that are there are read, the others made."
     moments, last, bar = iter(play.play()), None, progress(total=play.total, desc='reenact')
@@ -201,7 +201,7 @@ def each_part(stream, play, job, kind, part, out, about): # yields Part, in orde
         yield p
     bar.close()
 
-# %% ../nbs/6_tools/66b_reenact.ipynb #c0b6c6cd
+# %% ../nbs/6_tools/66b_reenact.ipynb #9870d23b
 def arguments():
     p = argparse.ArgumentParser('headnb-reenact', description='A photograph does what somebody else does. Every file that is written says that it is synthetic.')
     p.add_argument('source', help='the photograph'); p.add_argument('driver', help='picture, folder or zip of pictures, film, or blendshape table (.csv)')

@@ -9,7 +9,7 @@ __all__ = ['FILMS', 'SAFE', 'READS', 'STAGES', 'Moment', 'Skip', 'Driver', 'hash
            'Move', 'open_encoder', 'codes_of', 'Motion', 'Backdrop', 'backdrop_picture', 'camera_path', 'neck_of',
            'Watch', 'Settings', 'Stream', 'products', 'floors', 'costs', 'cost_lines']
 
-# %% ../nbs/6_tools/66_stream.ipynb #008a7d4b
+# %% ../nbs/6_tools/66_stream.ipynb #a562b09f
 import functools, hashlib, math, os, re, subprocess, time
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -35,7 +35,7 @@ from .nets.motion import CodeMotion
 from .nets.ops import resize
 from .papers.portrait4d import Reconstructor, motion_encoder
 
-# %% ../nbs/6_tools/66_stream.ipynb #26790474
+# %% ../nbs/6_tools/66_stream.ipynb #71f4aa45
 @dataclass
 class Moment:
     "One frame of a driver: what it shows, and what is known about it."
@@ -63,7 +63,7 @@ class Driver:
     rate: float = None            # moments a second; None: pictures without time
     notes: tuple = ()             # what should be said about it
 
-# %% ../nbs/6_tools/66_stream.ipynb #4382a3d7
+# %% ../nbs/6_tools/66_stream.ipynb #248fbc75
 def hash_of(*parts): # bytes, str, arrays or tensors -> 64 hexadecimal digits
     "One checksum for what is no single file."
     h = hashlib.sha256()
@@ -84,7 +84,7 @@ def one_moment(name, data, row=None, n=0): # for messages; what `read_photo` rea
     try: return Moment(name, read_photo(data, name), **({} if row is None else known(row, n)))
     except BadInput as e: return Skip(name, str(e).removeprefix(f'{name}: '))
 
-# %% ../nbs/6_tools/66_stream.ipynb #1722a45f
+# %% ../nbs/6_tools/66_stream.ipynb #367d969a
 def folder_driver(path, n): # folder or zip of pictures; numbers of a drive -> Driver
     "All pictures, by name."
     source = open_source(path)
@@ -101,7 +101,7 @@ def folder_driver(path, n): # folder or zip of pictures; numbers of a drive -> D
             yield Skip(k, bad[k]) if k in bad else one_moment(k, data, None if labels is None else labels[i], n)
     return Driver(str(path), hash_of(*(f'{k} {source.crc(k)};' for k in source.names)), play, len(names), None, notes)
 
-
+# %% ../nbs/6_tools/66_stream.ipynb #e73883cf
 def label_beside(path, n): # a picture's path, numbers of a drive -> dict(c, drive) or {}
     "The label of a picture that lies in a data set."
     path = Path(path).resolve()
@@ -128,7 +128,7 @@ def picture_driver(photos, n): # list of pictures -> Driver
             yield replace(m, **label_beside(p, n)) if isinstance(m, Moment) and isinstance(p, (str, Path)) else m
     return Driver(rows[0][0] if len(rows) == 1 else f'{len(rows)} pictures', hash_of(*(content(*r) for r in rows)), play, len(rows))
 
-# %% ../nbs/6_tools/66_stream.ipynb #796bf386
+# %% ../nbs/6_tools/66_stream.ipynb #e296cf61
 FILMS = '.mp4', '.mov', '.m4v', '.mkv', '.webm', '.avi', '.ts', '.gif'
 SAFE = ['-protocol_whitelist', 'file,pipe']
 
@@ -148,7 +148,7 @@ def sane_rate(rate, path): # frames a second, as a file says -> the same
     require(ok, f'{path}: its frame rate is {rate!r}; a film has 1 to 240 frames a second. Say what it is: rate=25')
     return float(rate)
 
-# %% ../nbs/6_tools/66_stream.ipynb #3aab9896
+# %% ../nbs/6_tools/66_stream.ipynb #4988c66c
 def film_driver(path, rate=None): # film; its frames a second, None: as it says -> Driver
     "Frames of a film."
     from imageio_ffmpeg import read_frames
@@ -168,7 +168,7 @@ def film_driver(path, rate=None): # film; its frames a second, None: as it says 
         for i, data in enumerate(frames): yield Moment(f'frame {i}', Photo(np.frombuffer(data, np.uint8).reshape(h, w, 3), f'{path}, frame {i}'))
     return Driver(str(path), hash_of(Path(path).read_bytes()), play, len(sizes), rate, notes)
 
-# %% ../nbs/6_tools/66_stream.ipynb #f9db740e
+# %% ../nbs/6_tools/66_stream.ipynb #dd775e3f
 def gif_driver(path, rate=None): # -> Driver
     "Frames of a GIF, evenly in time."
     try: durations = [max(im.info.get('duration', 0), 0) for im in gif_frames(path)]
@@ -190,7 +190,7 @@ def gif_frames(path): # yields PIL images
     from PIL import Image, ImageSequence
     with Image.open(path, formats=['GIF']) as im: yield from ImageSequence.Iterator(im)
 
-# %% ../nbs/6_tools/66_stream.ipynb #3a35aa9b
+# %% ../nbs/6_tools/66_stream.ipynb #5ffa1133
 @dataclass(frozen=True)
 class Motions:
     "Motion vectors, and whose they are."
@@ -221,7 +221,7 @@ def code_rows(x, rig, encoder): # [n,k] -> [dict of what a Moment knows]
     if x.shape[1] == encoder.dim: return [dict(motion=v[None]) for v in x]
     return [dict(drive=v[None]) for v in x] if x.shape[1] == k else [known(v, k) for v in x]
 
-# %% ../nbs/6_tools/66_stream.ipynb #1a6fb791
+# %% ../nbs/6_tools/66_stream.ipynb #4bd30fb0
 def at_rate(driver, fps): # Driver with a rate; frames a second -> Driver
     "Moments dropped or repeated."
     if driver.rate is None or fps is None or fps == driver.rate: return driver
@@ -250,7 +250,7 @@ def open_driver(driver, rig, encoder, # picture, list of them, folder, zip, film
     if kind in FILMS: return at_rate(film_driver(driver, rate), fps)
     return picture_driver(driver if isinstance(driver, (list, tuple)) else [driver], k)
 
-# %% ../nbs/6_tools/66_stream.ipynb #157205e1
+# %% ../nbs/6_tools/66_stream.ipynb #c7f2e829
 @dataclass
 class Seen:
     "A face, cut out."
@@ -273,7 +273,7 @@ def glance(judges, image): # Judges; [1,3,h,w] -> score, points [68,2] in pictur
 def as_tensor(rgb): # uint8 [h,w,3] -> [1,3,h,w] in -1..1
     return from_bytes(torch.from_numpy(np.array(rgb)).permute(2, 0, 1)[None])
 
-# %% ../nbs/6_tools/66_stream.ipynb #0e85a2f7
+# %% ../nbs/6_tools/66_stream.ipynb #79d8b7e2
 class Finder:
     "Pictures of anything -> faces as the model wants them."
     def __init__(self, size,      # pixels of the result
@@ -298,7 +298,7 @@ class Finder:
         require(h == w, f'{photo.name}: {w} x {h} pixels; a picture that is already aligned is square. Else let the face be found: find="dlib" (photographs) or "judge" (rendered heads)')
         return Seen(resize(as_tensor(photo.rgb), self.size).clamp(-1, 1))
 
-# %% ../nbs/6_tools/66_stream.ipynb #e4311b0e
+# %% ../nbs/6_tools/66_stream.ipynb #83ed7941
 @patch
 def found(self: Finder, photo):
     "Search the whole picture."
@@ -334,7 +334,7 @@ def followed(self: Finder, photo): # -> Seen, or None: not where it was
     x, y, side = self.square
     return Seen(as_tensor(cut(photo.rgb, self.square, self.size)), label(fit['R'], fit['t']), torch.tensor((points - [x, y])/side + .5)[None].float(), expression)
 
-# %% ../nbs/6_tools/66_stream.ipynb #98e6faef
+# %% ../nbs/6_tools/66_stream.ipynb #a155b1f4
 @dataclass(frozen=True)
 class Move:
     "What one frame needs."
@@ -361,7 +361,7 @@ def codes_of(rig, seen, read): # Rig, [Seen] with landmarks or expressions -> dr
     require(lost is None, 'codes are fitted to 68 landmarks; this face has five points: find="dlib" or "judge", or give codes')
     with torch.enable_grad(): return fit_rig(rig, torch.cat([s.points for s in seen]), SETTINGS['tiny'], quiet=True).drive(rig).detach()
 
-# %% ../nbs/6_tools/66_stream.ipynb #64ed9fd7
+# %% ../nbs/6_tools/66_stream.ipynb #f05ebda4
 class Motion:
     "Moments -> moves, for one model."
     def __init__(self, G, encoder, finder, read='fit', performer=0): # Reconstructor, MotionEncoder, Finder; for an encoder of codes; seed of the head that performs tables for an encoder of pictures
@@ -393,7 +393,7 @@ class Motion:
         require(score > .5, f'{moment.name}: no face found in a picture that was given as aligned')
         return replace(s, points=torch.tensor(points)[None].float(), expression=expression, c=label(R, np.array([0., 0., RADIUS])) if self.G.cfg.frame == 'opencv' else None)
 
-# %% ../nbs/6_tools/66_stream.ipynb #5ae85139
+# %% ../nbs/6_tools/66_stream.ipynb #fe72ae5c
 @patch
 @torch.no_grad()
 def ask(self: Motion, images, points): # [n,3,s,s], [n,68,2] crop widths or None -> [n,dim]
@@ -424,7 +424,7 @@ def performed(self: Motion, drive): # [1,k] -> [1,3,s,s]
     "The parametric head does it, seen from in front."
     return self.performer(still(in_shape_of(self.G.rig, drive, self.performer.shape)), self.G.orbit().cpu())['image'].clamp(-1, 1)
 
-# %% ../nbs/6_tools/66_stream.ipynb #1042582d
+# %% ../nbs/6_tools/66_stream.ipynb #9b7c2c17
 class Backdrop:
     "What is behind the head."
     def __init__(self, what='keep', # 'keep': the wall of the photograph; 'clear': nothing (opacity); a colour (name, '#rrggbb', three numbers 0..255); a picture
@@ -458,7 +458,7 @@ def backdrop_picture(what): # colour or picture -> uint8 [k,k,3]
     (h, w), side = rgb.shape[:2], min(rgb.shape[:2])
     return rgb[(h - side)//2:(h - side)//2 + side, (w - side)//2:(w - side)//2 + side]
 
-# %% ../nbs/6_tools/66_stream.ipynb #7c5d8481
+# %% ../nbs/6_tools/66_stream.ipynb #18aa63e5
 def camera_path(G, camera, rate=25.): # Reconstructor; 'driver', 'front', 'around', (yaw, pitch) in degrees, or labels [n,25]; frames a second -> function: number of a frame -> c [1,25], or None for 'driver'
     "Where the camera stands."
     if torch.is_tensor(camera):
@@ -480,7 +480,7 @@ def neck_of(c, front): # [1,25] twice -> axis-angle [1,3]
     a, b = (split_label(x)[0][:, :3, :3] for x in (front.to(c), c))
     return axis_angle(a@b.mT)
 
-# %% ../nbs/6_tools/66_stream.ipynb #7ad7e881
+# %% ../nbs/6_tools/66_stream.ipynb #8ef080b1
 STAGES = 'find', 'motion', 'encode', 'drive', 'render', 'behind'
 
 
@@ -511,7 +511,7 @@ class Settings:
     size: int = None              # pixels of the result; None: the model's
     scale: float = 1.             # of motion: 0 none
 
-# %% ../nbs/6_tools/66_stream.ipynb #0d58f3ba
+# %% ../nbs/6_tools/66_stream.ipynb #5ab10906
 class Stream:
     "A photograph that plays along."
     def __init__(self, G, source,  # Reconstructor; picture (path, array, tensor, ...)
@@ -531,7 +531,7 @@ class Stream:
         self.motion, self.backdrop, self.path = Motion(G, self.encoder, self.finder, s.read, s.performer), Backdrop(s.background, s.size), camera_path(G, s.camera, rate)
         self.take(source, codes)
 
-
+# %% ../nbs/6_tools/66_stream.ipynb #f2f6de9e
 @patch
 def take(self: Stream, source, codes=None):
     "Encode the photograph: everything that no driver changes."
@@ -548,7 +548,7 @@ def take(self: Stream, source, codes=None):
     self.face, self.shape = face, None if self.G.rig is None else self.G.rig.join(None if move.drive is None else move.drive[:, :self.G.rig.n_shape].to(self.device))
     return self
 
-# %% ../nbs/6_tools/66_stream.ipynb #08569ccf
+# %% ../nbs/6_tools/66_stream.ipynb #c2464072
 @patch
 def view(self: Stream, move, i): # Move, number of the frame -> c [1,25], drive for the neck [1,k] or None
     "Camera and neck of a frame."
@@ -573,7 +573,7 @@ def draw(self: Stream, move, i=0): # Move, number of the frame -> uint8 [h,w,3 o
         out = self.G.render(planes, c, self.source.back, neck, deterministic=True)
     with self.watch('behind'): return self.backdrop(out)
 
-
+# %% ../nbs/6_tools/66_stream.ipynb #f1d566a5
 @patch
 def moves(self: Stream, moments): # iterable of Moment and Skip -> [Move or Skip]
     "What some frames of a driver want; what has no face is said. A picture is let go once it was looked at."
@@ -604,7 +604,7 @@ def __call__(self: Stream, moment, i=0): # Moment, or a picture -> uint8 [h,w,3 
     if isinstance(move, Skip): raise BadInput(f'{move.name}: {move.why}')
     return self.draw(move, i)
 
-# %% ../nbs/6_tools/66_stream.ipynb #740f3cec
+# %% ../nbs/6_tools/66_stream.ipynb #3542e0d9
 def products(f): # function without arguments -> floating-point operations of its convolutions, matrices and attention
     "Counted while it runs."
     from torch.utils.flop_counter import FlopCounterMode
@@ -625,7 +625,7 @@ def floors(stream, move): # Stream, Move -> {stage: (operations, bytes)}
     if isinstance(stream.encoder, torch.nn.Module): parts['motion'] = lambda: stream.encoder(x), (stream.encoder,)
     return {k: (products(f), size(*ms)) for k, (f, ms) in parts.items()}
 
-# %% ../nbs/6_tools/66_stream.ipynb #0d8be75e
+# %% ../nbs/6_tools/66_stream.ipynb #13e7ae2c
 def costs(stream_of,  # function without arguments -> Stream: the photograph is taken inside
           moments,    # [Moment]: driving frames
           out=None,   # film to write; None: 'write' is not measured
