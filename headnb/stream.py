@@ -645,7 +645,8 @@ def costs(stream_of,  # function without arguments -> Stream: the photograph is 
         now = lambda: np.array([time.perf_counter(), time.process_time() + sum(os.times()[2:4])])     # the encoder of films is a process of its own
         t = now(); save_video(np.stack(shots), out, 25)
         table['write'] = dict(first=np.zeros(2), next=(now() - t)/len(shots))
-    best, floor = rates(), floors(stream, move)
+    tried, floor = [rates() for _ in range(5)], floors(stream, move)
+    best = {k: max(r[k] for r in tried) for k in tried[0]}                # the clock: other programs take turns
     for k, r in table.items():
         ops, size = floor.get(k, (0, 0))
         r |= dict(share=float(r['next'][1]/sum(x['next'][1] for x in table.values())), operations=ops, bytes=size, floor=max(ops/min(best['conv'], best['matmul']), size/best['copy']))
