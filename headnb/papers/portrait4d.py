@@ -469,8 +469,8 @@ def preview(self: Reconstructor, run, rows=4): # of notebook 37 -> uint8 [h,w,3]
 # %% ../../nbs/4_papers/44_portrait4d.ipynb #25cb3350
 class Reenacts:
     "A reconstructor that plays a driver: a Reenactor of notebook 38d."
-    def __init__(self, G, motion): # Reconstructor, MotionEncoder
-        self.G, self.motion, self.found, self.name = G.eval(), motion, {}, f'{type(G).__name__} ({motion.name})'
+    def __init__(self, G, motion, about=None): # Reconstructor, MotionEncoder; what is known of the checkpoint
+        self.G, self.motion, self.about, self.found, self.name = G.eval(), motion, about or {}, {}, f'{type(G).__name__} ({motion.name})'
 
     def felt(self, f): # Frames -> [n,dim]
         "The motion in pictures."
@@ -494,9 +494,9 @@ class Reenacts:
 
 def open_reenactor(model, device='cpu'): # a shipped name, a .safetensors file, the folder of a run
     "What the template `reenact` calls: `reenactor: headnb.papers.portrait4d:open_reenactor`."
-    G = open_generator(p if (p := repo_path(model)).exists() else model)[0].to(device)
+    G, about = open_generator(p if (p := repo_path(model)).exists() else model)
     require(isinstance(G, Reconstructor), f'{model} is a {type(G).__name__}; expected a reconstructor')
-    return Reenacts(G, motion_encoder(G.cfg, G.rig, device=device))
+    return Reenacts(G.to(device), motion_encoder(G.cfg, G.rig, device=device), about)
 
 # %% ../../nbs/4_papers/44_portrait4d.ipynb #41249695
 def released_cfg(kwargs,       # constructor arguments of a released reconstructor, by their names
