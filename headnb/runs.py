@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['TEMPLATES', 'EXIT', 'override', 'TrainRun', 'InvertRun', 'paper_module', 'model_config', 'read_spec', 'template_path',
            'check_parameters', 'open_data', 'open_teacher', 'invert_facts', 'starts', 'check', 'environment',
-           'run_folder', 'html_report', 'execute', 'run', 'build', 'fit', 'fit_processes', 'worker', 'main', 'ship']
+           'run_folder', 'html_report', 'write_status', 'execute', 'in_queue', 'prepare', 'run', 'build', 'fit',
+           'rendezvous', 'tied', 'several', 'fit_processes', 'worker', 'parser', 'refused', 'main', 'ship']
 
 # %% ../nbs/6_tools/64_runs.ipynb #2fd30526
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-import argparse, ast, importlib, json, os, platform, signal, subprocess, sys, time
+import argparse, ast, importlib, json, os, platform, shutil, signal, socket, subprocess, sys, time
 from .base.core import BadInput, config_hash, from_dict, repo_path, require, suggest, to_dict, write_atomic
 
 # %% ../nbs/6_tools/64_runs.ipynb #5577f1c1
@@ -225,7 +226,8 @@ def html_report(notebook: Path):
     return write_atomic(notebook.with_name('report.html'), html)
 
 
-def _status(out, status, **more):
+def write_status(out, status, **more):  # folder; a key of EXIT, or 'queued', 'running'
+    "What a run is doing, or how it ended."
     write_atomic(out/'status.json', json.dumps(dict(status=status, exit=EXIT.get(status), time=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()), **more), indent=1))
     return status
 
@@ -235,7 +237,7 @@ def execute(template: str, params: dict, out: Path, bar=True) -> str:  # a key o
     import papermill
     from nbclient.exceptions import DeadKernelError
     (out/'STOP').unlink(missing_ok=True)
-    _status(out, 'running', pid=os.getpid())
+    write_status(out, 'running', pid=os.getpid(), host=socket.gethostname())
     old, notebook, begin = signal.signal(signal.SIGTERM, lambda *a: (out/'STOP').touch()), out/'run.ipynb', time.time()
     try:
         papermill.execute_notebook(str(template_path(template)), str(notebook), parameters=params, kernel_name='python3', progress_bar=bar, log_output=False, cwd=str(repo_path()))
@@ -247,36 +249,63 @@ def execute(template: str, params: dict, out: Path, bar=True) -> str:  # a key o
     result = json.loads((out/'result.json').read_text()) if status == 'done' and (out/'result.json').exists() else {}
     if result.get('status') == 'paused': status, why = 'resumable', f'stopped at {result.get("why") or format(result["kimg"], "g") + " kimg"}, as asked'
     if notebook.exists(): html_report(notebook)
-    return _status(out, status, why=why, seconds=round(time.time() - begin, 1), resumable=bool(list(out.glob('checkpoints/step-*'))) and status != 'done')
+    return write_status(out, status, why=why, seconds=round(time.time() - begin, 1), resumable=bool(list(out.glob('checkpoints/step-*'))) and status != 'done')
 
 # %% ../nbs/6_tools/64_runs.ipynb #a044e7ac
-def run(spec, changes=(), resume=False, dry=False, root=None, bar=True):  # -> (status, folder)
-    "Check a specification, make its folder, execute it."
-    name, template, params = read_spec(spec, changes)
-    checked, facts = check(template, params)
-    if dry:
-        print(json.dumps(dict(name=name, template=template, parameters=params, **(facts or {})), indent=1))
-        return 'done', None
-    out = run_folder(name, resume, root)
-    if resume: _same_run(out, facts)
-    out.mkdir(parents=True, exist_ok=True)
-    full = params if checked is None else asdict(checked)
-    write_atomic(out/'config.json', json.dumps(dict(name=name, template=template, parameters=full, **(facts or {})), indent=1))
-    write_atomic(out/'environment.json', json.dumps(environment(), indent=1))
-    return execute(template, full | {'out': str(out)}, out, bar), out
+def in_queue(out) -> str:  # 'job 12 (PENDING)', 'process 345', or ''
+    "Where a run waits or runs as a job (notebook 64b writes job.json)."
+    path = Path(out)/'job.json'
+    job = json.loads(path.read_text()) if path.exists() else None
+    if job is None or job['id'] == os.environ.get('HEADNB_JOB'): return ''
+    if job['executor'] == 'slurm':
+        if not shutil.which('squeue'): return ''
+        state = subprocess.run(['squeue', '-h', '-o', '%T', '-j', job['id']], capture_output=True, text=True).stdout.split()
+        return f"job {job['id']} ({state[0]})" if state else ''
+    return f"process {job['id']}" if job['host'] == socket.gethostname() and _alive(job['id']) else ''
 
 
-def _same_run(out, facts):
+def _alive(pid):
+    import psutil
+    return psutil.pid_exists(int(pid)) and psutil.Process(int(pid)).status() != psutil.STATUS_ZOMBIE
+
+
+def _same_run(out, config):  # folder, what `prepare` found
     "A resumed run must be the same run, and not one that is still going."
     from headnb.gan.train import first_difference
-    status = json.loads((out/'status.json').read_text()) if (out/'status.json').exists() else {}
-    alive = status.get('status') == 'running' and Path(f'/proc/{status.get("pid")}').exists() and status['pid'] != os.getpid()
-    require(not alive, f'{out.name} is still running (process {status.get("pid")})')
-    if not facts or not (out/'config.json').exists(): return
-    before = json.loads((out/'config.json').read_text())
-    wrong = first_difference(facts['config'], before['config'])
+    read = lambda name: json.loads((out/name).read_text()) if (out/name).exists() else {}
+    status, before = read('status.json'), read('config.json')
+    here = status.get('status') == 'running' and status.get('host', socket.gethostname()) == socket.gethostname()
+    going = in_queue(out) or (f'process {status["pid"]}' if here and status['pid'] != os.getpid() and _alive(status['pid']) else '')
+    require(not going, f'{out.name} is still running ({going})')
+    require(before.get('template', config['template']) == config['template'], f'{out.name} cannot be resumed: template was {before.get("template")}, it is {config["template"]}')
+    if 'config' not in before or 'config' not in config: return
+    wrong = first_difference(config['config'], before['config'])
     require(not wrong, f'{out.name} cannot be resumed: {wrong.replace("checkpoint", "run")}')
-    for k in ('data_hash', 'teacher', 'start'): require(facts.get(k) == before.get(k), f'{out.name} cannot be resumed: {k} was {before.get(k)}, it is {facts.get(k)}')
+    for k in ('data_hash', 'teacher', 'start'): require(config.get(k) == before.get(k), f'{out.name} cannot be resumed: {k} was {before.get(k)}, it is {config.get(k)}')
+
+# %% ../nbs/6_tools/64_runs.ipynb #dc46d05d
+def prepare(spec, changes=(), resume=False,
+            root=None,     # where folders of runs are made
+            folder=None,   # this folder, resumed if it has begun (jobs)
+           ):              # (what config.json will hold, folder); nothing is written
+    "Check a specification and choose its folder."
+    name, template, params = read_spec(spec, changes)
+    checked, facts = check(template, params)
+    config = dict(name=name, template=template, parameters=params if checked is None else asdict(checked), **(facts or {}))
+    out = Path(folder) if folder else run_folder(name, resume, root)
+    if resume or (out/'config.json').exists(): _same_run(out, config)
+    return config, out
+
+
+def run(spec, changes=(), resume=False, dry=False, root=None, bar=True, folder=None):  # -> (status, folder)
+    "Check a specification, make its folder, execute it."
+    config, out = prepare(spec, changes, resume, root, folder)
+    if dry:
+        print(json.dumps(config, indent=1))
+        return 'done', None
+    write_atomic(out/'config.json', json.dumps(config, indent=1))
+    write_atomic(out/'environment.json', json.dumps(environment(), indent=1))
+    return execute(config['template'], config['parameters'] | {'out': str(out)}, out, bar), out
 
 # %% ../nbs/6_tools/64_runs.ipynb #35ddc74d
 def build(spec: TrainRun, cfg):  # -> (G, D)
@@ -316,14 +345,31 @@ def fit(spec: TrainRun, cfg, data, out, resume='auto', observers=None):  # -> th
     return run
 
 # %% ../nbs/6_tools/64_runs.ipynb #fbb555e6
+def rendezvous() -> list:
+    "How the processes of a run meet, as torchrun's arguments: on this machine, or on the nodes of a job (notebook 64b sets the variables)."
+    env = os.environ
+    if int(env.get('HEADNB_NODES', 1)) == 1: return ['--standalone']
+    return [f'--nnodes={env["HEADNB_NODES"]}', f'--node-rank={env["HEADNB_NODE"]}', f'--master-addr={env["MASTER_ADDR"]}', f'--master-port={env["MASTER_PORT"]}']
+
+
+def tied():
+    "In a child: SIGTERM when its parent is gone (Linux), deaf to the warning that SLURM sends to all processes of a job."
+    import ctypes
+    if sys.platform == 'linux': ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+    for s in (signal.SIGUSR1, signal.SIGUSR2): signal.signal(s, signal.SIG_IGN)
+
+
+def several(spec: TrainRun): return spec.processes > 1 or '--standalone' not in rendezvous()
+
+
 def fit_processes(spec: TrainRun, out):
-    "The same in several processes of this machine."
-    def with_parent():   # if this process is killed, so are they (Linux)
-        import ctypes
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-    done = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', f'--nproc-per-node={spec.processes}', '-m', 'headnb.runs', '--worker', str(out)],
-                          env=os.environ | {'OMP_NUM_THREADS': str(max(1, os.cpu_count()//spec.processes))}, preexec_fn=with_parent if sys.platform == 'linux' else None)
-    require(done.returncode == 0, f'torchrun ended with {done.returncode}')
+    "The same in several processes of this machine, or of all nodes of a job."
+    result = Path(out)/'result.json'
+    if os.environ.get('HEADNB_NODE', '0') == '0': result.unlink(missing_ok=True)
+    done = subprocess.run([sys.executable, '-m', 'torch.distributed.run', *rendezvous(), f'--nproc-per-node={spec.processes}', '-m', 'headnb.runs', '--worker', str(out)],
+                          env=os.environ | {'OMP_NUM_THREADS': str(max(1, os.cpu_count()//spec.processes))}, preexec_fn=tied)
+    paused = result.exists() and json.loads(result.read_text())['status'] == 'paused'     # torchrun was asked to end, and its processes ended well
+    require(done.returncode == 0 or paused, f'torchrun ended with {done.returncode}')
 
 
 def worker(out):
@@ -335,23 +381,34 @@ def worker(out):
     fit(spec, cfg, open_data(spec, cfg), out)
 
 # %% ../nbs/6_tools/64_runs.ipynb #9b37ee8d
-def main(argv=None) -> int:
-    "headnb-run SPEC [-p name=value ...] [--resume] [--dry-run] [--out FOLDER]"
+def parser():
+    "The arguments of `headnb-run` that need no cluster."
     p = argparse.ArgumentParser('headnb-run', description='Execute a run: papermill_runs/<size>/<paper>.yaml. Exit codes: ' + ', '.join(f'{v} {k}' for k, v in EXIT.items()))
     p.add_argument('spec', nargs='?', help="'tiny/eg3d' or a YAML file")
     p.add_argument('-p', '--parameter', action='append', default=[], metavar='NAME=VALUE', help='change one entry, e.g. train.kimg=2')
     p.add_argument('--resume', action='store_true', help='go on in the newest folder of this run')
     p.add_argument('--dry-run', action='store_true', help='check and print what would run')
     p.add_argument('--out', metavar='FOLDER', help='where the folders of runs are made; papermill_runs/out if not given')
+    p.add_argument('--folder', metavar='FOLDER', help='run in this folder; go on if it has begun')
     p.add_argument('--worker', metavar='FOLDER', help=argparse.SUPPRESS)
+    return p
+
+
+def refused(e, name='headnb-run'):
+    "One line, and the exit code."
+    print(f'{name}: {e}', file=sys.stderr)
+    return EXIT['refused']
+
+
+def main(argv=None) -> int:
+    "headnb-run SPEC [-p name=value ...] [--resume] [--dry-run] [--out FOLDER]"
+    p = parser()
     a = p.parse_args(argv)
     if a.worker: return worker(a.worker) or 0
     if not a.spec: p.print_usage(); return EXIT['refused']
-    try: status, out = run(a.spec, a.parameter, a.resume, a.dry_run, a.out)
-    except BadInput as e:
-        print(f'headnb-run: {e}', file=sys.stderr)
-        return EXIT['refused']
-    if out: print(f'{status}: {out}' + ('' if status == 'done' else f'  (status.json says why; go on with: headnb-run {a.spec} --resume)'))
+    try: status, out = run(a.spec, a.parameter, a.resume, a.dry_run, a.out, folder=a.folder)
+    except BadInput as e: return refused(e)
+    if out: print(f'{status}: {out}' + ('' if status == 'done' else f'  (status.json says why; go on with: headnb-run {a.spec} {f"--folder {out}" if a.folder else "--resume"})'))
     return EXIT[status]
 
 
