@@ -1,12 +1,12 @@
 """A real SLURM on this machine: one controller, two nodes. Runs of `headnb-run --executor slurm` are warned, preempted, cancelled, spread over two nodes.
 
-Slow (`make test-all`), and skipped where SLURM is not installed or the user is not root. To set it up on Debian, as root (nothing else is needed, and no service is started or changed; the tests start their own
-munged, slurmctld and two slurmd in a temporary folder, with a configuration, a key, a socket and ports of their own, and end them):
+Slow (`make test-all`), and skipped where SLURM is not installed or the user is not root. To set it up on Debian, as root (the tests start their own
+munged, slurmctld and two slurmd in a temporary folder, with a configuration, a key, a socket and ports of their own, and end them; a system SLURM is not needed and not touched):
 
     apt-get install --no-install-recommends slurmctld slurmd slurm-client munge      # slurm-wlm 22.05 is these
     pytest -q tests/test_slurm.py
 
-What happened is written to papermill_runs/out/slurm.log.
+What happened is written to slurm.log beside the runs, in pytest's temporary folder, and shown by `pytest -s`.
 """
 import json, os, secrets, shutil, socket, subprocess, sys, time
 import pytest
@@ -75,13 +75,13 @@ def slurm(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def said():
-    "What is kept of it beside the results: repo_path('papermill_runs/out/slurm.log')."
-    lines = [f'{time.strftime("%Y-%m-%d %H:%M", time.gmtime())}  {subprocess.run(["sinfo", "-V"], capture_output=True, text=True).stdout.strip()}']
-    yield lambda text: lines.append(text)
-    log = repo_path('papermill_runs/out/slurm.log')
-    log.parent.mkdir(exist_ok=True)
-    log.write_text('\n'.join(lines) + '\n')
+def said(place):
+    "Writes a line of the log beside the runs."
+    def write(line):
+        print(line)
+        with open(place/'slurm.log', 'a') as f: f.write(f'{time.strftime("%Y-%m-%d %H:%M", time.gmtime())}  {line}\n')
+    write(subprocess.run(['sinfo', '-V'], capture_output=True, text=True).stdout.strip())
+    return write
 
 
 def submit(place, out, *more):
