@@ -130,16 +130,21 @@ def test_cancelled(slurm, said, place):
 
 
 def test_two_nodes(slurm, said, place):
-    "One process on each of two nodes is two processes of one machine, bit for bit; warned on the way."
+    "One process on each of two nodes, warned on the way, follows two processes of one machine. Not bit for bit: alone on its node a process computes with more threads, and sums are added in another order."
     both = subprocess.run([sys.executable, '-m', 'headnb.runs', str(place/'small.yaml'), '--folder', str(place/'two'), '-p', 'processes=2'], cwd=repo_path(), capture_output=True, text=True, timeout=500)
     assert both.returncode == 0, both.stderr[-2000:]
     folder, id = submit(place, 'slurm-two', '--nodes', '2')
     until(lambda: len(steps(folder)) > 4)
     subprocess.run(['scancel', '--signal=USR2', id], check=True)
+    until(lambda: status(folder)['status'] == 'resumable')
+    stopped = len(steps(folder))
     until(lambda: not in_queue(folder), 580)
     assert status(folder)['status'] == 'done', logs(folder)
-    assert logs(folder).count('Requeued job') == 1 and steps(folder) == list(range(1, 41)) and same_weights(folder, place/'two') and not same_weights(folder, place/'whole')
-    said('two nodes, gloo, warned once: weights equal to two processes of one machine')
+    assert logs(folder).count('Requeued job') == 1 and steps(folder) == list(range(1, 41)) and stopped < 40
+    loss = lambda f: [json.loads(l)['G/logistic'] for l in (f/'metrics.jsonl').read_text().splitlines()][:stopped + 4]
+    far = [max(abs(a - b) for a, b in zip(loss(folder), loss(f))) for f in (place/'two', place/'whole')]
+    assert far[0] < 2e-3 < far[1], far
+    said(f'two nodes, gloo, warned at step {stopped}: the loss of G differs by {far[0]:.1e} from two processes of one machine in {stopped + 4} steps (by {far[1]:.1e} from one process)')
 
 
 def test_array(slurm, said, place):
