@@ -48,7 +48,7 @@ def toy_atlas(config): # of a case -> Atlas; its mask as the releases reduce it:
     _, faces, uv, uvfaces = toy_mesh(config['mesh'])
     mask = torch.ones(512, 512)
     for r0, r1, c0, c1 in config.get('uv_mask_512', {}).get('zero_rects', []): mask[r0:r1, c0:c1] = 0
-    return Atlas(faces, uvfaces, uv, mask[::2, ::2])
+    return Atlas(faces, uvfaces, uv, mask[::2, ::2], keep=False)
 
 
 def toy_input(config): # of a case -> [b,v+n,3]: vertices, and behind them the landmarks

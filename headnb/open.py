@@ -522,14 +522,16 @@ class Family:
     signs: tuple = ()            # children of G, or rendering options, that only this family has
     G: str = 'headnb.gan.generator:Generator'
     G_cfg: str = 'headnb.gan.checkpoint:released_generator_cfg'
-    D: str = 'headnb.nets.discriminator:Discriminator'
+    D: str = 'headnb.nets.discriminator:Discriminator'   # '': not opened
     D_cfg: str = 'headnb.gan.checkpoint:released_discriminator_cfg'
     cfg: str = 'headnb.papers.eg3d:EG3DCfg'
     positional: tuple = ('z_dim', 'c_dim', 'w_dim', 'img_resolution', 'img_channels')   # arguments of G, where they come without names
-    attach: str = ''             # function (G, {released key: tensor}) for what a file holds besides weights: FLAME, in `deformer.`
+    attach: str = ''             # function (G, {released key: tensor}) for what a file holds besides weights: FLAME, in `deformer.`, or
+    beside: str = ''             # names of buffers and attributes of G: a mesh
 
 FAMILIES = (Family('panohead', ('t_mapping', 'bcg_synthesis', 'torgb', 'triplane_depth'), 'headnb.papers.panohead:PanoHead', 'headnb.papers.panohead:released_cfg', cfg='headnb.papers.panohead:PanoHeadCfg'),
-            Family('next3d', ('texture_backbone', 'mouth_backbone', 'neural_blending'), 'headnb.papers.next3d:Next3D', 'headnb.papers.next3d:released_cfg'),
+            Family('head360', ('backbone_sr',), *(f'headnb.papers.head360:{n}' for n in ('Head360', 'released_cfg')), D='', attach='headnb.papers.head360:attach', beside='headnb.papers.head360:BESIDE'),
+            Family('next3d', ('texture_backbone', 'mouth_backbone', 'neural_blending'), *(f'headnb.papers.head360:{n}' for n in ('Head360', 'released_next3d')), D='', attach='headnb.papers.head360:attach', beside='headnb.papers.head360:BESIDE'),
             Family('portrait4d', ('encoder_canonical',), *(f'headnb.papers.portrait4d:{n}' for n in ('Reconstructor', 'released_cfg')), cfg='headnb.papers.portrait4d:Portrait4DCfg', attach='headnb.papers.portrait4d:attach'),
             Family('genhead', ('deformer',), *(f'headnb.papers.genhead:{n}' for n in ('GenHead', 'released_cfg')), cfg='headnb.papers.genhead:GenHeadCfg', attach='headnb.papers.genhead:attach'),
             Family('eg3d'))      # the first row with a sign that fits; the last fits all
@@ -600,13 +602,14 @@ def build_model(record,  # Record of a network
     wild = [ours[k] for k, t in state.items() if not t.isfinite().all()]
     if wild: return None, [f'numbers that are not finite: {listed(wild)}']
     model.load_state_dict(state)
-    if who == 'G' and family.attach: sound('what is beside the weights', fetch_part(family, 'attach'), model, beside(record, theirs))
+    if who == 'G' and family.attach: sound('what is beside the weights', fetch_part(family, 'attach'), model, beside(record, theirs, fetch_part(family, 'beside') if family.beside else ()))
     return model.eval().requires_grad_(False), []
 
 
-def beside(record, theirs): # Record of a generator, {released key: Tensor} -> {key: tensor}
-    "What drives a head: the tensors under `deformer.`, and the lists of vertices that stand there as plain attributes."
-    out = {k: numbers_of(t) for k, t in theirs.items() if k.startswith('deformer.')}
+def beside(record, theirs, names=()): # Record of a generator, {released key: Tensor}, buffers and attributes -> {key: tensor, true or false}
+    "What drives a head: the tensors under `deformer.`, the lists of vertices that stand there as plain attributes, and what `names` says."
+    out = {k: numbers_of(t) for k, t in theirs.items() if k.startswith('deformer.') or k in names}
+    out |= {k: numbers_of(x) if type(x) is Tensor else x for k in names if type(x := record.state.get(k)) in (Tensor, bool)}
     r, at = record, ''
     for name in ('deformer', 'flame_deform'):
         r, at = part(r, '_modules').get(name), f'{at}{name}.'
@@ -672,10 +675,12 @@ def assemble(root,  # the dict of a file, as inert records
     lead = nets.get('G_ema') or nets.get('G')
     require(lead, f'no generator: the file holds {listed(map(short, root)) or "nothing"}; expected G_ema')
     family = family_of(lead, settings(lead, Family('').positional)[1].get('rendering_kwargs') or {})
+    if not family.D: nets.pop('D', None)
     cfgs = {k: network_cfg(r, k[0], family) for k, r in nets.items()}
     built = {k: build_model(r, k[0], family, cfgs[k], 2*size, limits) for k, r in nets.items()}
     problems = [f'{k}: {p}' for k, (_, ps) in built.items() for p in ps]
     require(not problems, f'the weights do not fit the configuration beside them ({family.name}). ' + '; '.join(problems))
+    cfgs |= {k: m.cfg for k, (m, _) in built.items() if family.attach}        # what was attached may be part of it
     g = cfgs['G_ema' if 'G_ema' in nets else 'G']
     cfg = sound('configuration', fetch_part(family, 'cfg'), G=g, D=cfgs['D']) if 'D' in nets else g
     return Official(family.name, {k: m for k, (m, _) in built.items()}, cfgs, cfg, about(root, nets, lead, family))
@@ -689,7 +694,7 @@ def about(root, nets, lead, family):
             'left_out': [short(k) for k, v in root.items() if k not in (*nets, 'training_set_kwargs') and v is not None]}
 
 
-def open_official(path,            # a .pkl of EG3D, PanoHead or a fork
+def open_official(path,            # a .pkl of a family of the table, or of a fork
                   stubs=(),        # packages whose unknown classes are taken as inert records
                   limits=Limits(), # what the file may need
                  ) -> Official:

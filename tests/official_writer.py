@@ -216,7 +216,7 @@ def easy(d): return Instance(Global('dnnlib.util', 'EasyDict'), items={k: easy(v
 
 
 HOOKS = ('_backward_hooks', '_forward_hooks', '_forward_pre_hooks', '_state_dict_hooks', '_load_state_dict_pre_hooks')
-BUFFERS = {'resample_filter', 'noise_const', 'w_avg', 'dataset_label_std'}
+BUFFERS = {'resample_filter', 'noise_const', 'w_avg', 'dataset_label_std', 'dense_faces', 'faces', 'raw_uvcoords', 'uvcoords', 'uvfaces', 'face_uvcoords'}
 SOURCES = {}
 
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['VIEWS', 'SIDES', 'SidesCfg', 'view_rotation', 'rotations', 'screen', 'scan_sides', 'side_rays', 'cast_sides',
-           'side_weights', 'Atlas', 'Sides', 'look_up', 'fill_holes', 'blend', 'attach', 'mouth_box', 'check_box',
-           'interval_resize', 'crop_box', 'paste_box', 'CompletionCfg', 'Completion']
+           'side_weights', 'Atlas', 'empty_atlas', 'Sides', 'look_up', 'fill_holes', 'blend', 'attach', 'mouth_box',
+           'check_box', 'interval_resize', 'crop_box', 'paste_box', 'CompletionCfg', 'Completion']
 
 # %% ../../nbs/2_field/26_texture_planes.ipynb #63d223ec
 import functools, math
@@ -168,18 +168,39 @@ class Atlas(nn.Module):
                  uvfaces,      # [f,3] texture coordinates
                  uv,           # [t,2] in 0..1, v upwards
                  mask=None,    # [h,w] in 0..1; None: everything counts
+                 keep=True,    # part of the state dict; False: it comes from elsewhere, as the head that ships does
                 ):
         super().__init__()
-        faces, uvfaces, uv = torch.as_tensor(faces).long(), torch.as_tensor(uvfaces).long(), torch.as_tensor(uv).float()
-        require(faces.ndim == 2 and faces.shape[1] == 3 and faces.shape == uvfaces.shape, f'faces are {list(faces.shape)}, uvfaces {list(uvfaces.shape)}; expected [f,3] twice')
-        require(uv.ndim == 2 and uv.shape[1] == 2 and int(uvfaces.max()) < len(uv), f'uvfaces name coordinate {int(uvfaces.max())}; uv is {list(uv.shape)}')
-        mask = None if mask is None else torch.as_tensor(mask).float()[None, None]
-        for name, x in dict(faces=faces, uvfaces=uvfaces, uv=uv, mask=mask).items(): self.register_buffer(name, x, persistent=False)
+        self.keep, mask = keep, None if mask is None else torch.as_tensor(mask).float()[None, None]
+        for name, x in dict(faces=torch.as_tensor(faces).long(), uvfaces=torch.as_tensor(uvfaces).long(), uv=torch.as_tensor(uv).float(), mask=mask).items(): self.register_buffer(name, x, persistent=keep)
+        self.check()
+        self.register_load_state_dict_post_hook(Atlas.check)
+
+    def check(self, _=None): # also after a state dict was read
+        "Refuse what no mesh is."
+        f, g, uv = self.faces, self.uvfaces, self.uv
+        require(f.ndim == 2 and f.shape[1] == 3 and f.shape == g.shape and len(f), f'faces are {list(f.shape)}, uvfaces {list(g.shape)}; expected [f,3] twice')
+        if f.is_meta: return
+        require(uv.ndim == 2 and uv.shape[1] == 2 and int(g.max()) < len(uv), f'uvfaces name coordinate {int(g.max())}; uv is {list(uv.shape)}')
+        require(min(int(f.min()), int(g.min())) >= 0, f'faces name vertex {int(f.min())}, uvfaces coordinate {int(g.min())}; the first is 0')
+        require(uv.isfinite().all(), 'uv has numbers that are not finite')
+        require(self.mask is None or self.mask.ndim == 4 and ((self.mask >= 0) & (self.mask <= 1)).all(), 'the mask of the texture must be [h,w] with values in 0..1')
+
+    @property
+    def sizes(self): # faces, texture coordinates and, where there is one, rows and columns of the mask
+        "What `empty_atlas` needs."
+        return len(self.faces), len(self.uv), *(self.mask.shape[-2:] if self.mask is not None else ())
 
     @property
     def grid(self): # [t,2] in -1..1, rows downwards
         "Texture coordinates as the lookup wants them."
         return torch.stack([2*self.uv[:, 0] - 1, 1 - 2*self.uv[:, 1]], -1)
+
+
+def empty_atlas(sizes): # of an Atlas -> one of those sizes
+    "For a state dict to fill."
+    f, t, *side = sizes
+    return Atlas(torch.zeros(f, 3), torch.zeros(f, 3), torch.zeros(t, 2), torch.zeros(side) if side else None)
 
 # %% ../../nbs/2_field/26_texture_planes.ipynb #b185d580
 class Sides(nn.Module):

@@ -97,6 +97,9 @@ class Generator(nn.Module):
         self.decoder, self.superres = Decoder(cfg.decoder), SuperRes(cfg.superres)
         self.sampler = PlaneSampler(cfg.sampler)
 
+    @property
+    def z_dim(self): return self.cfg.mapping.z_dim   # numbers of a latent
+
     def orbit(self, yaw=0., pitch=0., **kw): # radians, numbers or [n]; pivot -> c [n,25]
         "`camera.orbit` where the cameras of this generator stand: what a tool takes that has no cameras of its own."
         return orbit(yaw, pitch, self.cfg.radius, focal=self.cfg.focal, **kw)
@@ -211,8 +214,7 @@ def forward(self: Generator,
             c_cond=None, # [b,25] label that the mapping sees; None: c
             psi=1., cutoff=None, **kw):
     "The public door: checked input -> dict(image, raw, depth, mask)."
-    want = self.cfg.mapping.z_dim
-    require(z.ndim == 2 and z.shape[1] == want and bool(z.isfinite().all()), f'z must be [b,{want}] finite numbers; it is {list(z.shape)}')
+    require(z.ndim == 2 and z.shape[1] == self.z_dim and bool(z.isfinite().all()), f'z must be [b,{self.z_dim}] finite numbers; it is {list(z.shape)}')
     c = check_label(c).to(z.device)
     require(len(c) == len(z), f'{len(z)} latents for {len(c)} cameras')
     return self.synthesize(self.map(z, c if c_cond is None else c_cond, psi, cutoff), self.camera(z, c, psi, cutoff), **kw)
