@@ -8,7 +8,7 @@ __all__ = ['COLUMNS', 'read_json', 'history', 'status_of', 'summary', 'run_folde
 
 # %% ../nbs/6_tools/64c_compare.ipynb #49542b6f
 from pathlib import Path
-import argparse, json, math, os, sys
+import argparse, json, sys
 from .base.core import BadInput, repo_path, require, suggest, write_atomic
 
 # %% ../nbs/6_tools/64c_compare.ipynb #7ce7c743

@@ -9,11 +9,11 @@ __all__ = ['aten', 'SURE', 'PLACES', 'RESERVE', 'WASTE', 'Ledger', 'told', 'ever
            'main']
 
 # %% ../nbs/6_tools/65b_sizing.ipynb #be3bc3b7
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from unittest import mock
-import argparse, copy, math, os, sys, tempfile, weakref
+import argparse, copy, math, sys, tempfile, weakref
 import torch
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
@@ -160,12 +160,12 @@ def play_all(run: Run, real: dict, ledger: Ledger, when, hooks=False) -> list:  
     return rows
 
 
-def play_through(run: Run, real: dict, ledger: Ledger) -> list:  # as of `play_all`
+def play_through(run: Run, real: dict, ledger: Ledger, hooks=True) -> list:  # as of `play_all`
     "A round in which Adam's moments are born, the peaks without hooks, and what is saved with them."
     when = moments(run)
     play_all(run, real, ledger, when[:1])
     peaks = play_all(run, real, ledger, when)
-    return [r | dict(saved=s['saved']) for r, s in zip(peaks, play_all(run, real, ledger, when, hooks=True))]
+    return [r | dict(saved=s['saved']) for r, s in zip(peaks, play_all(run, real, ledger, when, True))] if hooks else peaks
 
 # %% ../nbs/6_tools/65b_sizing.ipynb #ec39bc3d
 def forget_constants():
@@ -207,7 +207,7 @@ def weights_of_run(run: Run) -> dict:  # bytes
     return {'parameters': g + d, 'averaged G': size(run.G_ema.state_dict().values()), "Adam's moments": 2*(g + d), 'gradients': max(g, d)}
 
 
-def predict(spec: TrainRun, cfg, b: int) -> Memory:  # samples at a time
+def predict(spec: TrainRun, cfg, b: int, hooks=True) -> Memory:  # samples at a time; count what is saved, too?
     "Peak memory of a training step, without taking one."
     with hollow():
         run, real = make_run(spec, cfg, b)
@@ -216,7 +216,7 @@ def predict(spec: TrainRun, cfg, b: int) -> Memory:  # samples at a time
         with FakeCopyMode(mode): run, real = copy.deepcopy((run, real), memo)
         for t in memo.values(): ledger.add(t)
         memo.clear()
-        with mode, ledger: rows = play_through(run, real, ledger)
+        with mode, ledger: rows = play_through(run, real, ledger, hooks)
     return Memory(b, rows, parts, ledger.trace)
 
 # %% ../nbs/6_tools/65b_sizing.ipynb #7ca38b14
@@ -255,7 +255,7 @@ class Proposal:
 
 def line(spec, cfg, small=1):  # samples at a time -> (bytes at 0, bytes of a sample, two Memory)
     "Peak memory as a line over the batch, from two small ones."
-    a, b = predict(spec, cfg, small), predict(spec, cfg, 2*small)
+    a, b = predict(spec, cfg, small, hooks=False), predict(spec, cfg, 2*small)
     slope = (b.peak - a.peak)/small
     return a.peak - slope*small, slope, (a, b)
 
