@@ -204,7 +204,7 @@ class Handle:
     log: Path      # what the job says
     def __str__(self): return f'job {self.id}: {self.folder}  (log: {self.log})'
 
-
+# %% ../nbs/6_tools/64b_cluster.ipynb #c309ab4d
 def submit(plans, cfg: JobCfg) -> list:  # [(config, folder)] of `ready` -> [Handle]
     "Write the folders and submit them: a job, or an array."
     from submitit.core.utils import FailedJobError, FailedSubmissionError
@@ -258,7 +258,7 @@ def wait(handles, every=1.) -> int:  # seconds between looks
     for h, s in zip(handles, ends): print(f'{s["status"]}: {h.folder}' + (f'  ({s["why"]})' if s.get('why') else ''))
     return max(EXIT['killed'] if s['exit'] is None else s['exit'] for s in ends)     # queued or running, and no job: it was killed
 
-
+# %% ../nbs/6_tools/64b_cluster.ipynb #47eb494d
 def main(argv=None) -> int:
     "headnb-run SPEC [SPEC ...] [--executor slurm|local-jobs ...]"
     a = arguments().parse_args(argv)

@@ -210,7 +210,7 @@ def released_constants(G, x): # Head360, [b,v+n,3] -> outputs that some cases as
     open_sides = Sides(G.sides.atlas, replace(G.cfg.sides, fill=False))
     return dict(dense_faces=grid[None], uv_face_mask=G.sides.atlas.mask, alpha_fill_mouth_false=open_sides.alpha(open_sides.draw(x))[:, :, 0, 0])
 
-
+# %% ../nbs/6_tools/60f_golden_head360.ipynb #bef5462e
 @torch.no_grad()
 def replay_generator(case):
     "Whole generators."

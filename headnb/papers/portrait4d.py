@@ -408,7 +408,7 @@ class ClipsCfg:
 def motion_encoder(cfg: ReconstructorCfg, rig, file=None, device='cpu'): # Rig; weights of PD-FGC -> MotionEncoder
     "The one that a configuration names."
     codes = CodeMotion(rig.n_shape, rig.n_expression)
-    known = {codes.name: codes.dim} | MOTIONS
+    known = {codes.name: codes.dim} | {k: n for k, n in MOTIONS.items() if not k.startswith('codes')}   # codes are those of this rig
     require(known.get(cfg.motion) == cfg.phi.motion, f'G.motion is {cfg.motion!r} and G.phi.motion {cfg.phi.motion}; known: {", ".join(f"{k!r} ({n})" for k, n in known.items())}; those of this rig are the first')
     if cfg.motion == codes.name: return codes
     if cfg.motion == 'small64':
