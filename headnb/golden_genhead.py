@@ -86,7 +86,7 @@ def replay_part_render(case):
     sampler = PlaneSampler(SamplerCfg(AXES['genhead'], box_warp=cfg['box_warp']))
     for name, fuse in (('blend', False), ('autofuse', True)):
         kept = genhead.Kept(eye=ray['eye'], mouth=ray['mouth'])
-        f = genhead.PartField(planes, sampler, decoder, StandIn(case.spec['inputs']['deformer']), fuse, kept)
+        f = genhead.PartField(*(sampler.on(p) for p in planes.chunk(2, 1)), decoder, StandIn(case.spec['inputs']['deformer']), fuse, kept)
         feat, depth, kept.mask = render(f, o, d, RenderCfg(s, k, 'plane', 'plane', cfg['box_warp'], final_map='none'), True, ray=ray, span=span, keep=kept.march)
         out |= {f'{name}_{key}': x for key, x in dict(feature=feat, depth=depth, T_bg=1 - kept.mask, opacity_sum=kept.mask).items()}
         if not fuse: out |= part_samples(kept, sampler, planes) | part_losses(kept, len(c))
