@@ -6,8 +6,8 @@
 __all__ = ['FLOOR', 'moments', 'frechet', 'hardware', 'Result', 'judge_name', 'default_judge', 'Features', 'look', 'Part',
            'label_rows', 'data_name', 'real_features', 'fake_images', 'fake_features', 'Given', 'fid', 'kid',
            'inception_score', 'distances', 'coverage', 'neighbourhood', 'distance_ratio', 'nearest', 'nearest_pairs',
-           'mean_image', 'normalised_fid', 'psnr', 'ssim', 'Lpips', 'StageDistance', 'default_perceptual', 'lpips',
-           'pose_error', 'view_pairs', 'pose_ratio', 'view_results', 'evaluate', 'floor']
+           'mean_image', 'normalised_fid', 'l1', 'psnr', 'ssim', 'Lpips', 'StageDistance', 'default_perceptual',
+           'lpips', 'pose_error', 'view_pairs', 'pose_ratio', 'view_results', 'evaluate', 'floor']
 
 # %% ../../nbs/3_gan/34_metrics.ipynb #365b6de5
 import inspect, math, platform
@@ -366,16 +366,22 @@ def _check_pair(a, b):
     require(a.shape == b.shape and a.ndim == 4, f'pairs of images have shapes {tuple(a.shape)} and {tuple(b.shape)}; expected two equal [n,3,h,w]')
 
 
-def psnr(a, b,            # images [n,3,h,w] in -1..1
-         data: str = '',  # what they are
-        ) -> Result:      # decibels; per image in `samples`
+def l1(a, b,            # images [n,3,h,w] in -1..1
+       data: str = '',  # what they are
+      ) -> Result:      # per image in `samples`
+    "Mean absolute difference of image pairs."
+    _check_pair(a, b)
+    return _paired('L1', (a.float() - b.float()).abs().mean((1, 2, 3)), data, 'none', 'range 2')
+
+
+def psnr(a, b, data: str = '') -> Result:  # decibels; as l1
     "Peak signal-to-noise ratio of image pairs, by torchmetrics."
     from torchmetrics.functional.image import peak_signal_noise_ratio
     _check_pair(a, b)
     return _paired('PSNR', peak_signal_noise_ratio(a, b, data_range=2., reduction='none', dim=(1, 2, 3)), data, 'none', 'torchmetrics: range 2, mean of dB')
 
 
-def ssim(a, b, data: str = '') -> Result:  # as psnr
+def ssim(a, b, data: str = '') -> Result:  # as l1
     "Structural similarity of image pairs, by torchmetrics (11x11 Gaussian window, sigma 1.5)."
     from torchmetrics.functional.image import structural_similarity_index_measure
     _check_pair(a, b)
@@ -417,7 +423,7 @@ def default_perceptual(device='cpu'):
 
 
 @torch.no_grad()
-def lpips(a, b,           # as psnr
+def lpips(a, b,           # as l1
           net=None,       # an `Lpips`, a `StageDistance`; None: the judge's stages
           data: str = '', batch: int = 64) -> Result:
     "Perceptual distance of image pairs; the result names the network."

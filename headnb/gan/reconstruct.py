@@ -119,14 +119,15 @@ def perceptual(look=None, device='cpu'): # path of torchvision's VGG-16, 'random
 
 @dataclass(frozen=True)
 class Perceptual(Term):
-    "Perceptual distance of the four pictures, summed."
+    "Perceptual distance of the four pictures, summed; or of as many as are compared."
     look: object = None   # of `perceptual`, or a function (a, b) -> [n]
     who = 'G'
 
     def __call__(self, s):
         net = self.look if callable(self.look) else perceptual(self.look, str(s.made['image'].device))
         of = lambda *ks: net(*(torch.cat([x[k] for k in ks]).clamp(-1, 1) for x in (s.made, s.wanted))).float().sum()/len(s.made['image'])
-        return of('image') + of(*(k for k in s.wanted if k != 'image'))
+        rest = [k for k in s.wanted if k != 'image']
+        return of('image') + (of(*rest) if rest else 0.)
 
 # %% ../../nbs/3_gan/35b_reconstruct.ipynb #90b3ea6c
 @dataclass(frozen=True)
