@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 import contextlib, io, json, math, os, re, shutil, signal, socket, subprocess, sys, time
 from .base.core import BadInput, from_dict, repo_path, require, suggest, write_atomic
+from .compare_runs import main as runs_main
 from .runs import EXIT, TrainRun, fit_processes, in_queue, main as run_here, parser, prepare, read_spec, refused, tied, write_status
 
 # %% ../nbs/6_tools/64b_cluster.ipynb #79fd7106
@@ -260,7 +261,9 @@ def wait(handles, every=1.) -> int:  # seconds between looks
 
 # %% ../nbs/6_tools/64b_cluster.ipynb #47eb494d
 def main(argv=None) -> int:
-    "headnb-run SPEC [SPEC ...] [--executor slurm|local-jobs ...]"
+    "headnb-run SPEC [SPEC ...] [--executor slurm|local-jobs ...]; list | compare of 64a"
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] in (['list'], ['compare']): return runs_main(argv)
     a = arguments().parse_args(argv)
     given = {k: v for k in JobCfg.__dataclass_fields__ if (v := getattr(a, k)) is not None}
     try:

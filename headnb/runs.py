@@ -240,7 +240,7 @@ def execute(template: str, params: dict, out: Path, bar=True) -> str:  # a key o
     write_status(out, 'running', pid=os.getpid(), host=socket.gethostname())
     old, notebook, begin = signal.signal(signal.SIGTERM, lambda *a: (out/'STOP').touch()), out/'run.ipynb', time.time()
     try:
-        papermill.execute_notebook(str(template_path(template)), str(notebook), parameters=params, kernel_name='python3', progress_bar=bar, log_output=False, cwd=str(repo_path()))
+        papermill.execute_notebook(str(template_path(template)), str(notebook), parameters=params, kernel_name='python3', progress_bar=bar, log_output=False, autosave_cell_every=10, cwd=str(repo_path()))
         status, why = 'done', ''
     except DeadKernelError: status, why = 'killed', 'the kernel died'
     except papermill.PapermillExecutionError as e: status, why = 'failed', f'{e.ename}: {e.evalue}'
@@ -319,7 +319,9 @@ def build(spec: TrainRun, cfg):  # -> (G, D)
     return Generator(cfg.G), Discriminator(cfg.D)
 
 
-def fit(spec: TrainRun, cfg, data, out, resume='auto', observers=None):  # -> the finished headnb.gan.train.Run
+def fit(spec: TrainRun, cfg, data, out, resume='auto', observers=None,
+        watch=None, # one observer more, called as those of headnb.gan.train
+       ):           # the finished headnb.gan.train.Run
     "Train a configuration in a folder, starting from and keeping up the exported state if there is one."
     import torch
     from headnb.gan import train as t
@@ -337,7 +339,7 @@ def fit(spec: TrainRun, cfg, data, out, resume='auto', observers=None):  # -> th
     begin = (lambda r: t.import_state(r, state, type(cfg))) if state and state.exists() else (lambda r: t.begin_from(r, starts(spec), *take_over)) if spec.start else None
     info = {'paper': spec.paper, 'config': spec.config, **{k: data.meta[k] for k in ('multi_view',) if k in data.meta}}
     if observers is None: observers = t.default_observers(cfg.train, out) + ([t.Keep(state, info)] if state else [])
-    run = t.train(*G_D, data, cfg.train, out, augment=augment, observers=observers, resume_from=resume, config=to_dict(cfg), prepare=begin, **own)
+    run = t.train(*G_D, data, cfg.train, out, augment=augment, observers=observers + [watch]*(watch is not None), resume_from=resume, config=to_dict(cfg), prepare=begin, **own)
     if run.acc.is_main_process:
         if state: t.export_state(run, state, info)
         save(Path(out)/'model.safetensors', dict(G=run.G, G_ema=run.G_ema, D=run.D), cfg, dict(kimg=run.nimg/1000, data_hash=data.hash, **info))
@@ -362,14 +364,18 @@ def tied():
 def several(spec: TrainRun): return spec.processes > 1 or '--standalone' not in rendezvous()
 
 
-def fit_processes(spec: TrainRun, out):
+def fit_processes(spec: TrainRun, out,
+                  watch=lambda: None): # called twice a second, while they train
     "The same in several processes of this machine, or of all nodes of a job."
     result = Path(out)/'result.json'
     if os.environ.get('HEADNB_NODE', '0') == '0': result.unlink(missing_ok=True)
-    done = subprocess.run([sys.executable, '-m', 'torch.distributed.run', *rendezvous(), f'--nproc-per-node={spec.processes}', '-m', 'headnb.runs', '--worker', str(out)],
+    child = subprocess.Popen([sys.executable, '-m', 'torch.distributed.run', *rendezvous(), f'--nproc-per-node={spec.processes}', '-m', 'headnb.runs', '--worker', str(out)],
                           env=os.environ | {'OMP_NUM_THREADS': str(max(1, os.cpu_count()//spec.processes))}, preexec_fn=tied)
+    try:
+        while child.poll() is None: watch(); time.sleep(.5)
+    finally: child.kill()                                                                  # where we were interrupted
     paused = result.exists() and json.loads(result.read_text())['status'] == 'paused'     # torchrun was asked to end, and its processes ended well
-    require(done.returncode == 0 or paused, f'torchrun ended with {done.returncode}')
+    require(child.returncode == 0 or paused, f'torchrun ended with {child.returncode}')
 
 
 def worker(out):

@@ -1,8 +1,10 @@
 """`headnb-run`: refused before it starts, killed, stopped in time, resumed, failed - each with its exit code and a folder that says why."""
 import dataclasses, json, os, subprocess, sys
+import nbformat
 import numpy as np
 import pytest
 from headnb.base.core import repo_path
+from headnb.cluster import main as command_line
 from headnb.runs import EXIT, TEMPLATES, main
 
 TRAIN = '{kimg: 0.024, batch: 4, snapshot_kimg: 0.008, log_every: 1, preview_kimg: 0.012, density_every: 2, r1_every: 2}'
@@ -73,7 +75,7 @@ def test_dry_run_writes_nothing(place, capsys):
     assert shown['config']['train']['kimg'] == 7 and len(shown['data_hash']) == 12 and not (place/'dry').exists()
 
 
-def test_killed_stopped_resumed(place):
+def test_killed_stopped_resumed(place, capsys):
     "SIGKILL in the fourth step; resumed with no time left; resumed to the end: one folder, and the exit codes say which."
     code, text = command(place, kill='G_step:3')
     folder = place/'out'/'small'
@@ -87,6 +89,10 @@ def test_killed_stopped_resumed(place):
     steps = [json.loads(l)['step'] for l in (folder/'metrics.jsonl').read_text().splitlines()]
     assert steps == list(range(1, 7)) and [p.name for p in (place/'out').iterdir()] == ['small']
     assert {'run.ipynb', 'report.html', 'config.json', 'environment.json', 'status.json', 'result.json', 'metrics.jsonl', 'checkpoints', 'previews'} <= {p.name for p in folder.iterdir()}
+    live = next(o.data['text/html'] for c in nbformat.read(folder/'run.ipynb', 4).cells for o in c.get('outputs', []) if '<progress' in o.get('data', {}).get('text/html', ''))
+    assert '0.024 of 0.024 kimg' in live and live.count('<img') == 2           # losses and a preview, in the notebook that was saved
+    capsys.readouterr()
+    assert command_line(['list', '--out', str(place/'out')]) == 0 and 'small  eg3d   tiny  done    0.024' in capsys.readouterr().out
     kept, env = json.loads((folder/'config.json').read_text()), json.loads((folder/'environment.json').read_text())
     assert kept['config']['train']['batch'] == 4 and len(kept['data_hash']) == 12 and 'torch' in env['packages'] and env['commit']
 
