@@ -7,10 +7,10 @@ __all__ = ['FORMATS', 'MAX_BYTES', 'MAX_PIXELS', 'MIN_SIDE', 'FOCAL', 'RADIUS', 
            'file_bytes', 'decoded', 'plain', 'read_photo', 'World', 'settings', 'strangers', 'point_model', 'Points',
            'five', 'head_points', 'head_in', 'five_point_square', 'cut', 'first_guess', 'seen', 'project_with_slopes',
            'huber', 'pnp', 'label', 'fit_camera', 'Face', 'quarter', 'back', 'dlib_models', 'upright_faces', 'lean',
-           'dlib_faces', 'turned_back', 'shipped', 'looks', 'middle', 'judge_faces', 'given_faces', 'find_faces',
-           'area', 'choose', 'guided', 'parsed', 'judge_mask', 'matting', 'make_mask', 'draw_photo', 'draw_crop',
-           'draw_overlay', 'Aligned', 'upright', 'check_square', 'describe', 'align', 'known_photo', 'pose_error',
-           'align_folder', 'write_overlay', 'arguments', 'read_points', 'main', 'CallableModule']
+           'dlib_faces', 'turned_back', 'shipped', 'as_tensor', 'looks', 'middle', 'judge_faces', 'given_faces',
+           'find_faces', 'area', 'choose', 'guided', 'parsed', 'judge_mask', 'matting', 'make_mask', 'draw_photo',
+           'draw_crop', 'draw_overlay', 'Aligned', 'upright', 'check_square', 'describe', 'align', 'known_photo',
+           'pose_error', 'align_folder', 'write_overlay', 'arguments', 'read_points', 'main', 'CallableModule']
 
 # %% ../nbs/6_tools/63_align.ipynb #c4de0506
 import argparse, functools, io, json, math, sys, types, warnings
@@ -24,7 +24,7 @@ from .base.core import BadInput, asset_path, progress, require, suggest, write_a
 from .base.show import to_uint8
 from .field.heads import posed, render_heads, sample_head
 from .field.rig import at_faces, load_head, rotation
-from .gan.data import write_dataset
+from .gan.data import from_bytes, write_dataset
 from .gan.judges import MIRROR68, Judges, angles, camera_to_head, load_judges, rotation_angle
 
 # %% ../nbs/6_tools/63_align.ipynb #a6959bd6
@@ -384,10 +384,15 @@ def turned_back(f, angle, old, new): # Face found in the turned picture -> Face 
 def shipped(): return load_judges()
 
 
+def as_tensor(rgb): # uint8 [h,w,3] -> [1,3,h,w] in -1..1
+    "A picture as the networks read it."
+    return from_bytes(torch.tensor(rgb).permute(2, 0, 1)[None])
+
+
 def looks(judges, rgb, square): # -> front score, landmarks [68,2] pixels, rotation [3,3] world -> camera or None
     "Means of six looks at a head: three crops and their mirror images."
     flip, squares = torch.tensor([-1., 1., 1.]), [(*square[:2], square[2]*k) for k in (.94, 1., 1.06)]
-    x = torch.stack([torch.tensor(cut(rgb, q, judges.net.cfg.size)).permute(2, 0, 1) for q in squares]).float()/127.5 - 1
+    x = torch.cat([as_tensor(cut(rgb, q, judges.net.cfg.size)) for q in squares])
     both, turns = torch.cat([x, x.flip(-1)]), []
     with torch.no_grad():
         score, uv = float(judges.front(both).mean()), judges.landmarks(both).double()
@@ -466,7 +471,7 @@ def guided(mask, guide,   # [1,1,h,w] in 0..1, [1,1,h,w] grey
 
 def parsed(judges, rgb, square): # Judges, uint8 [h,w,3], square of the judge's world -> [1,1,k,k]
     "How much of a person is where, by the judge."
-    x = torch.tensor(cut(rgb, square, judges.net.cfg.size)).permute(2, 0, 1)[None].float()/127.5 - 1
+    x = as_tensor(cut(rgb, square, judges.net.cfg.size))
     with torch.no_grad():
         if 'parts' in judges.own: return (judges.parts(x) != 0).float()[:, None]
         return 1 - judges.net(x)['parts'].softmax(1)[:, :1]
@@ -552,13 +557,16 @@ class Aligned:
     image: torch.Tensor       # [1,3,s,s] in -1..1
     mask: torch.Tensor        # [1,1,s,s] in 0..1, or None
     c: torch.Tensor           # [1,25] camera label
-    overlay: np.ndarray       # uint8: what was found
+    drawing: object           # function without arguments -> uint8 [h,w,3]: what was found
     points: np.ndarray        # [k,2] landmarks in crop widths
     faces: list               # every Face of the photo (upright), the best first
     chosen: int               # which of them this is
     report: dict = field(default_factory=dict)   # numbers and names of judges, JSON-able
 
     def __repr__(self): return f'Aligned({", ".join(f"{k} {self.report[k]}" for k in ("photo", "world", "yaw", "pitch", "roll", "inside", "mask"))})'
+
+    @functools.cached_property
+    def overlay(self): return self.drawing()   # drawn when somebody looks: it costs more than the cut
 
     def item(self): # for `write_dataset`
         return dict(image=to_uint8(self.image)[0], c=self.c[0].tolist(), info=self.report) | ({} if self.mask is None else dict(mask=(self.mask[0, 0]*255).round().byte().numpy()))
@@ -631,11 +639,11 @@ def align(photo,          # path, bytes, PIL image, uint8 array, or tensor
     try: fit = fit_camera(f, w)
     except (np.linalg.LinAlgError, ValueError) as e: raise BadInput(f'{photo.name}: the landmarks belong to no view of a head ({str(e)[:80]}); give other points') from None
     check_square(photo, fit['square'])
-    image = torch.tensor(cut(photo.rgb, fit['square'], size)).permute(2, 0, 1)[None].float()/127.5 - 1
+    image = as_tensor(cut(photo.rgb, fit['square'], size))
     m, maker = make_mask(mask, photo, image, fit['square'], fit, w)
     uv = (f.points - fit['square'][:2])/fit['square'][2] + .5
     c = label(fit['R'], fit['t'])
-    return Aligned(image, m, c, draw_overlay(photo, faces, chosen, fit, image, m, uv, f.kind), uv, faces, chosen, describe(photo, faces, chosen, fit, uv, c, k, size, maker, by, world))
+    return Aligned(image, m, c, functools.partial(draw_overlay, photo, faces, chosen, fit, image, m, uv, f.kind), uv, faces, chosen, describe(photo, faces, chosen, fit, uv, c, k, size, maker, by, world))
 
 # %% ../nbs/6_tools/63_align.ipynb #eaf8959b
 def known_photo(seed,          # any integer

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from torch.nn.functional import interpolate
-from .align import FOCAL, RADIUS, Face, Photo, cut, five, five_point_square, fit_camera, judge_faces, label, middle, shipped
+from .align import FOCAL, RADIUS, Face, Photo, as_tensor, cut, five, five_point_square, fit_camera, judge_faces, label, middle, shipped
 from .base.camera import intrinsics, make_label, orbit, project, split_label
 from .base.core import BadInput, require, sha256_of, suggest
 from .base.show import to_uint8
@@ -84,7 +84,7 @@ TESTS = ((0, 0, .8), (0, 0, 1.3), (.12, -.1, 1.), (-.12, .1, 1.))   # shift and 
 
 def boxes_in(judges, rgb, squares): # Judges, uint8 [h,w,3], [(x, y, side)] -> [(x0, y0, x1, y1) or None]
     "The head that the judge sees in each window."
-    x = torch.stack([torch.tensor(cut(rgb, q, judges.net.cfg.size)).permute(2, 0, 1) for q in squares]).float()/127.5 - 1
+    x = torch.cat([as_tensor(cut(rgb, q, judges.net.cfg.size)) for q in squares])
     parts = [judges.net.cfg.parts.index(p) for p in HEAD_PARTS]
     with torch.no_grad(): maps = torch.cat([judges.net(b)['parts'].softmax(1)[:, parts].sum(1) for b in x.split(64)]).numpy()
     place = lambda b, q: b and tuple(o + (v/maps.shape[1] - .5)*q[2] for v, o in zip(b, (q[0], q[1])*2))
@@ -262,7 +262,7 @@ def judge_pose(crop, judges=None): # uint8 [s,s,3] -> R
     "Pose by the judge, which knows rendered heads only; mean of the crop and its mirror image."
     judges, flip = judges or shipped(), torch.tensor([-1., 1., 1.])
     require(not {'pose', 'landmarks'} & set(judges.own), "these judges have somebody else's pose head; give a function instead")
-    x = torch.tensor(cut(crop, (len(crop)/2,)*2 + (len(crop),), judges.net.cfg.size)).permute(2, 0, 1)[None].float()/127.5 - 1
+    x = as_tensor(cut(crop, (len(crop)/2,)*2 + (len(crop),), judges.net.cfg.size))
     with torch.no_grad(): a, b = judges.net(torch.cat([x, x.flip(-1)]))['rotation']
     return middle([a.T.numpy(), (flip[:, None]*b*flip).T.numpy()])
 

@@ -6,21 +6,21 @@
 __all__ = ['REASONS', 'Rejected', 'Known', 'read_known', 'stems', 'FolderPhotos', 'fingerprint', 'alike', 'copies',
            'fit_constants', 'Limits', 'beyond', 'inside', 'touches', 'believed', 'decide', 'Detectors', 'PhotosCfg',
            'known_boxes', 'known_landmarks', 'detectors', 'chosen', 'look', 'crop', 'archives', 'open_photos', 'settle',
-           'digest', 'keep', 'record', 'guarded', 'look_at_all', 'decide_all', 'cut_all', 'item_of', 'publish',
-           'photo_set', 'describe', 'table', 'tile', 'sheet', 'contact_sheet', 'finish', 'read_json', 'FfhqPhotos',
-           'polygons', 'KHairstyle', 'made_folder', 'crop_error', 'measure', 'show_errors', 'load_cfg', 'arguments',
-           'main']
+           'digest', 'record', 'Desk', 'contents', 'look_at_all', 'take_records', 'decide_all', 'guarded', 'cut_all',
+           'item_of', 'publish', 'photo_set', 'stored', 'assembled', 'describe', 'table', 'tile', 'sheet',
+           'contact_sheet', 'finish', 'read_json', 'FfhqPhotos', 'polygons', 'KHairstyle', 'made_folder', 'crop_error',
+           'measure', 'show_errors', 'load_cfg', 'arguments', 'main']
 
 # %% ../nbs/6_tools/63b_photos.ipynb #7e8fe238
 import argparse, hashlib, json, math, os, shutil, sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 import numpy as np
-import torch
-from .align import MAX_PIXELS, MIN_SIDE, RADIUS, SUFFIXES, WORLDS, Photo, decoded, dlib_faces, find_faces, label, make_mask, plain
-from .base.core import BadInput, from_dict, progress, require, suggest, to_dict, write_atomic
+from .align import MAX_PIXELS, MIN_SIDE, RADIUS, SUFFIXES, WORLDS, Photo, as_tensor, decoded, dlib_faces, find_faces, label, make_mask, plain
+from .base.core import BadInput, from_dict, require, suggest, to_dict, write_atomic
 from .detect import BoxCfg, Constants, Head, MaskCfg, OnnxBoxes, OnnxMask, OnnxPose, PoseCfg, alpha_boxes, angles_of, judge_boxes, judge_landmarks, judge_pose, landmark_faces, level_cut, level_head, made_photo, mask_box, spin
 from .gan.data import open_source, write_dataset
+from .gan.pipeline import Bench, Inputs, changed, complaints, manifest, seal, share_of, work_through
 
 # %% ../nbs/6_tools/63b_photos.ipynb #00077580
 REASONS = dict(broken='the file cannot be read as a picture', small='the picture, or the head in it, has too few pixels', colour='black and white', duplicate='the same file as another', near='nearly the same picture as another',
@@ -275,7 +275,7 @@ def crop(photo, got, d, cfg): # Known, result of `decide`, Detectors, PhotosCfg 
     image = level_cut(photo.rgb, q, roll, s)
     own = Photo(image, photo.name, None if photo.alpha is None else level_cut(photo.alpha, q, roll, s))
     if d.mask == 'given' and own.alpha is None: raise Rejected('failed', 'no mask was given with it')
-    m, maker = make_mask('judge' if d.mask == 'given' else d.mask, own, torch.tensor(image).permute(2, 0, 1)[None].float()/127.5 - 1, (s/2, s/2, s), dict(R=R, t=np.array([0., 0, RADIUS])), WORLDS['headnb'])
+    m, maker = make_mask('judge' if d.mask == 'given' else d.mask, own, as_tensor(image), (s/2, s/2, s), dict(R=R, t=np.array([0., 0, RADIUS])), WORLDS['headnb'])
     yaw, pitch, left = [round(a, 2) for a in angles_of(R)]
     info = dict(photo=photo.name, stage=got['stage'], square=[round(v, 2) for v in q], turned=round(math.degrees(roll), 2), yaw=yaw, pitch=pitch, roll=left, enlarged=round(s/q[2], 2), mask=maker) | photo.info
     return dict(image=image, c=label(R, np.array([0., 0, RADIUS]))[0].numpy(), info=info) | ({} if m is None else dict(mask=(m[0, 0]*255).round().byte().numpy()))
@@ -305,14 +305,6 @@ def settle(out, source): # check where a run writes; -> folder of its report
 
 def digest(x): return hashlib.sha256(json.dumps(x, sort_keys=True).encode()).hexdigest()   # of anything JSON-able
 
-
-def keep(path, make): # Path of a JSON file, function -> (its content, was it made now?)
-    "What was worked out before, or now."
-    if path.is_file(): return json.loads(path.read_text()), False
-    made = make()
-    write_atomic(path, json.dumps(made))
-    return made, True
-
 # %% ../nbs/6_tools/63b_photos.ipynb #7c4d6897
 def record(source, name, d, cfg): # -> JSON-able record of one photo: `look`, or the reason of a rejection
     try: r = look(read_known(source, name), d, cfg)
@@ -320,30 +312,65 @@ def record(source, name, d, cfg): # -> JSON-able record of one photo: `look`, or
     return r | dict(head=r['head'] and r['head'].__dict__)
 
 
-def guarded(f, rejected, name): # run f; whatever fails is a rejection of this photo
-    try: return f()
-    except Rejected as e: rejected[name] = (e.reason, e.detail)
-    except Exception as e: rejected[name] = ('failed', f'{type(e).__name__}: {e}'.replace('\n', ' ')[:300])
+class Desk:
+    "Source and detectors of a configuration, opened when a process needs them."
+    def __init__(self, cfg, source=None, d=None): self.cfg, self.given, self._open = cfg, (source, d), None   # None: those that cfg names
+
+    def __getstate__(self):
+        require(self.given == (None, None), 'a source or detectors of your own work in one process; leave workers at 1')
+        return dict(cfg=self.cfg, given=self.given, _open=None)
+
+    def open(self): # -> source, Detectors
+        if self._open is None: self._open = self.given[0] or open_photos(self.cfg), self.given[1] or detectors(self.cfg)
+        return self._open
+
+    def look(self, name): # -> bytes of a piece: the record
+        source, d = self.open()
+        return json.dumps(record(source, name, d, self.cfg)).encode()
+
+    def cut(self, unit): # (name, result of `decide`) -> bytes of a piece: the crop
+        import io
+        (source, d), (name, got), f = self.open(), unit, io.BytesIO()
+        item = crop(read_known(source, name), got, d, self.cfg)
+        np.savez(f, **{k: np.asarray(v) for k, v in item.items() if k != 'info'}, info=np.array(json.dumps(item['info'])))
+        return f.getvalue()
+
+# %% ../nbs/6_tools/63b_photos.ipynb #5760b90e
+def contents(source, bench, part=(0, 1), workers=1, verify=False): # -> {name: SHA-256}, {name: why it cannot be read}
+    "What lies in every photo that this part or another one has read."
+    ins = Inputs(getattr(source, 'files', source), bench.folder)
+    sums, bad = ins.sums(source.names[part[0]::part[1]], verify, workers)
+    return (sums if part == (0, 1) else ins.known(source.names) | sums), bad
 
 
-def look_at_all(source, d, cfg, work): # -> records {name: record}, rejected {name: (reason, detail)}, keys {name: content}, number of new looks
-    "The first pass: every photo once."
-    records, rejected, keys, first, fresh = {}, {}, {}, {}, 0
-    stamp = digest(dict(names=d.names, start=to_dict(cfg.start), others=cfg.limits.others, net=[to_dict(c) for c in (cfg.box_cfg, cfg.pose_cfg)]))[:8]
-    for name in progress(source.names, desc='look at photos'):
-        data = guarded(lambda: source.read(name), rejected, name)
-        if data is None: rejected[name] = ('broken', rejected[name][1]); continue
-        content = hashlib.sha256(data).hexdigest()
-        if content in first: rejected[name] = ('duplicate', f'the same file as {first[content]}'); continue
-        first[content], keys[name] = name, hashlib.sha256((content + source.stamp(name)).encode()).hexdigest()[:20]
-        got = guarded(lambda: keep(work/f'look_{stamp}_{keys[name]}.json', lambda: record(source, name, d, cfg)), rejected, name)
-        if got is None: continue
-        r, fresh = got[0], fresh + got[1]
-        if 'reason' in r: rejected[name] = (r['reason'], r['detail'])
-        else: records[name] = r | dict(head=r['head'] and Head(**r['head']))
-    return records, rejected, keys, fresh
+def look_at_all(desk, bench, workers=1, part=(0, 1), verify=False): # -> records {name: record}, rejected {name: (reason, detail)}, keys {name: content}, sums {name: SHA-256}, Tally
+    "The first pass: every photo of this part once."
+    (source, d), cfg, first, keys = desk.open(), desk.cfg, {}, {}
+    sums, bad = contents(source, bench, part, workers, verify)
+    stamp, rejected = digest(dict(names=d.names, start=to_dict(cfg.start), others=cfg.limits.others, net=[to_dict(c) for c in (cfg.box_cfg, cfg.pose_cfg)]))[:8], {n: ('broken', why) for n, why in bad.items()}
+    for n in source.names:
+        if n not in sums: continue
+        if first.setdefault(sums[n], n) != n: rejected[n] = ('duplicate', f'the same file as {first[sums[n]]}')
+        else: keys[n] = hashlib.sha256((sums[n] + source.stamp(n)).encode()).hexdigest()[:20]
+    file = lambda n: f'look_{stamp}_{keys[n]}.json'
+    tally = work_through(desk.look, {file(n): n for n in source.names[part[0]::part[1]] if n in keys}, bench, workers, step='look')
+    tally.left = sum(n not in keys and n not in rejected for n in source.names) if part != (0, 1) else 0
+    records, rejected = take_records({n: file(n) for n in keys}, bench, tally, rejected)
+    return records, rejected, keys, sums, tally
 
 
+def take_records(files, bench, tally, rejected): # {name: piece} -> records, rejected
+    "What the looks say; in parts, what is not there and has not failed is left to others."
+    have, records, tried = set(bench.look([*files.values()])), {}, bench.failures() | tally.failed
+    for n, f in files.items():
+        if f not in have:
+            if f in tried: rejected[n] = ('failed', tried[f])
+            else: tally.left += 1
+            continue
+        r = json.loads(bench.read(f))
+        if 'reason' in r: rejected[n] = (r['reason'], r['detail'])
+        else: records[n] = r | dict(head=r['head'] and Head(**r['head']))
+    return records, rejected
 
 # %% ../nbs/6_tools/63b_photos.ipynb #2d1ae8cb
 def decide_all(records, rejected, cfg): # -> {name: result of `decide`}, Constants or None, names that were processed both ways
@@ -357,21 +384,21 @@ def decide_all(records, rejected, cfg): # -> {name: result of `decide`}, Constan
     return dict(sorted(got.items())), constants, both
 
 
-def cut_all(got, rejected, source, keys, d, cfg, work): # -> {name: file of its crop}, number of new ones
+def guarded(f, rejected, name): # run f; whatever fails is a rejection of this photo
+    try: return f()
+    except Rejected as e: rejected[name] = (e.reason, e.detail)
+    except Exception as e: rejected[name] = ('failed', f'{type(e).__name__}: {e}'.replace('\n', ' ')[:300])
+
+
+def cut_all(got, rejected, keys, desk, bench, workers=1, part=(0, 1)): # -> {name: file of its crop}, Tally
     "The second pass: pictures."
-    files, fresh = {}, 0
+    cfg, d = desk.cfg, desk.open()[1]
     what = dict(names=d.names.get('mask'), size=cfg.size, level=cfg.level, mask=to_dict(cfg.mask_cfg))
-    def save(path, item):
-        f = {k: np.asarray(v) for k, v in item.items() if k != 'info'} | dict(info=np.array(json.dumps(item['info'])))
-        write_atomic(path, lambda p: np.savez(open(p, 'wb'), **f))
-    for name in progress(got, desc='cut heads'):
-        path = work/f'crop_{keys[name]}_{digest(what | dict(got=got[name]))[:8]}.npz'
-        if not path.is_file():
-            item = guarded(lambda: crop(read_known(source, name), got[name], d, cfg), rejected, name)
-            if item is None: continue
-            save(path, item); fresh += 1
-        files[name] = path
-    return files, fresh
+    units = {f'crop_{keys[n]}_{digest(what | dict(got=g))[:8]}.npz': (n, g) for n, g in got.items()}
+    tally = work_through(desk.cut, units, bench, workers, part, 'cut')
+    for f, why in tally.failed.items(): rejected[units[f][0]] = ('failed', why.removeprefix(f'Rejected: {REASONS["failed"]}: '))
+    have = set(bench.look(units))
+    return {n: bench.folder/f for f, (n, _) in units.items() if f in have}, tally
 
 # %% ../nbs/6_tools/63b_photos.ipynb #5ac83265
 def item_of(path): # a crop's file -> dict for `write_dataset`
@@ -389,27 +416,40 @@ def publish(files, out, work, meta): # {name: crop file}, where, where to work, 
         if b.exists() and (b.is_dir() or not a.exists()): os.replace(b, gone := work/f'old_{b.name}'); shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
         if a.exists(): os.replace(a, b)
 
-
+# %% ../nbs/6_tools/63b_photos.ipynb #427cb161
 def photo_set(out,           # .zip or folder to make; masks go to <out>_masks, the report to <out>_report
               cfg=PhotosCfg(),
               d=None,        # Detectors; None: those that cfg names
               source=None,   # None: the one that cfg names
-             ) -> dict:      # the report; `work` says what was done now
+              workers=1,     # processes
+              part=(0, 1),   # which part of how many; a part leaves its pieces and no set, which a run without parts assembles
+              verify=False,  # read everything again and compare, also what has kept its size and time
+             ) -> dict:      # the report; `work` says what was done now, `tallies` how fast
     "A folder of photos as a data set of heads with cameras."
-    out, source = Path(out), source or open_photos(cfg)
-    home, d = settle(out, source), d or detectors(cfg)
-    work = home/'work'
+    out, desk = Path(out), Desk(cfg, source, d)
+    home = settle(out, source or open_photos(cfg))
+    (source, d), bench = desk.open(), Bench(home/'work')
     write_atomic(home/'settings.json', json.dumps(to_dict(cfg) | dict(detectors=d.names), indent=1))
-    records, rejected, keys, looked = look_at_all(source, d, cfg, work)
+    records, rejected, keys, sums, looked = look_at_all(desk, bench, workers, part, verify)
+    if looked.left: return dict(photos=len(source.names), left=looked.left, tallies=[looked])
     got, constants, both = decide_all(records, rejected, cfg)
-    files, fresh = cut_all(got, rejected, source, keys, d, cfg, work)
+    files, cut = cut_all(got, rejected, keys, desk, bench, workers, part)
+    if part != (0, 1): return dict(photos=len(source.names), left=cut.left, tallies=[looked, cut])
     report = describe(source, d, cfg, records, rejected, {n: got[n] for n in files}, constants, both)
-    told = home/'report.json'
-    before = json.loads(told.read_text()) if told.is_file() else {}
-    done = before.get('stamp') == report['stamp'] and all(out.with_name(a).exists() for a in before.get('archives', ['?']))
-    if not done: finish(report, out, files, source, work)
+    before, fresh = stored(home), assembled(report, out, home, sums, verify)
+    if not fresh: finish(report, out, files, source, bench, sums)
     require(files, f'{source.path}: not one of {len(source.names)} photos could be used: {", ".join(f"{n} {REASONS[k]}" for k, n in report["reasons"].items())}; see {home/"report.md"}')
-    return report | dict(work=dict(looked=looked, cut=fresh, assembled=not done))
+    return report | dict(work=dict(looked=looked.made, cut=cut.made, assembled=not fresh), tallies=[looked, cut], damaged=bench.damaged, **dict(zip(('changed', 'gone', 'new'), changed(before, sums) if before else ([], [], []))))
+
+
+def stored(home): return manifest(home/'manifest.json').get('inputs', {})   # {name: SHA-256} of the photos of a finished set
+
+
+def assembled(report, out, home, sums, verify): # is the set there, made of these photos, by these decisions?
+    told, sealed = home/'report.json', home/'manifest.json'
+    before = json.loads(told.read_text()) if told.is_file() else {}
+    if before.get('stamp') != report['stamp'] or stored(home) != sums or not all(out.with_name(a).exists() for a in before.get('archives', ['?'])): return False
+    return not (verify and complaints(sealed, out.parent))
 
 # %% ../nbs/6_tools/63b_photos.ipynb #bc10a466
 def describe(source, d, cfg, records, rejected, got, constants, both): # -> JSON-able report
@@ -475,13 +515,14 @@ def contact_sheet(report, files, source, columns=10, rows=4, size=84): # -> PIL 
     return page
 
 
-def finish(report, out, files, source, work): # data set, contact sheet, tables; report.json last
+def finish(report, out, files, source, bench, sums): # data set, contact sheet, tables, manifest; report.json last
     "What a run leaves."
     from headnb.base.show import png_bytes
-    home = work.parent
-    if files: publish(files, out, work, dict(multi_view=False, back_views=any(abs(a['yaw']) > 90 for a in report['accepted_photos'].values()), world='headnb', made_by='headnb.photos', detectors=report['detectors'], constants=report['constants']))
+    home = bench.folder.parent
+    if files: publish(files, out, bench.folder, dict(multi_view=False, back_views=any(abs(a['yaw']) > 90 for a in report['accepted_photos'].values()), world='headnb', made_by='headnb.photos', detectors=report['detectors'], constants=report['constants']))
     write_atomic(home/'report.md', table(report))
     write_atomic(home/'contact.png', png_bytes(np.asarray(contact_sheet(report, files, source))))
+    seal(home/'manifest.json', sums, bench.sums([f.name for f in files.values()]), [a for a in archives(out) if a.exists()], settings=report['settings'], detectors=report['detectors'])
     write_atomic(home/'report.json', json.dumps(report | dict(archives=[a.name for a in archives(out) if a.exists()]), indent=1))
 
 # %% ../nbs/6_tools/63b_photos.ipynb #348966a1
@@ -622,21 +663,25 @@ def arguments():
     for k, text in dict(source='folder, ffhq, k_hairstyle', table="the source's JSON", masks='folder or zip of masks', landmarks='dlib, judge, known, none', box='judge, mask, known, none, or an .onnx file', pose='judge, none, or an .onnx file',
                         mask='judge, given, none, or an .onnx or .pt file').items(): p.add_argument(f'--{k}', help=text)
     p.add_argument('--size', type=int, help='pixels of the result'); p.add_argument('--constants', help='report.json of another run, whose constants are taken')
+    p.add_argument('--workers', type=int, default=1, help='processes'); p.add_argument('--part', default='0/1', metavar='K/N', help='one job of an array; run once without it at the end'); p.add_argument('--verify', action='store_true', help='read everything again, also what kept its size and time')
     return p
 
 
 def main(args=None):
     "Exit code 0: done; 2: refused, or nothing could be used."
     a = vars(arguments().parse_args(args))
-    out, spec, other, photos = (a.pop(k) for k in ('out', 'spec', 'constants', 'photos'))
+    out, spec, other, photos, workers, part, verify = (a.pop(k) for k in ('out', 'spec', 'constants', 'photos', 'workers', 'part', 'verify'))
     try:
         cfg = replace(load_cfg(spec) if spec else PhotosCfg(), **{k: v for k, v in a.items() if v is not None}, **({} if photos == '-' else dict(photos=photos)))
         if other:
             told = read_json(other)
             require(isinstance(told, dict) and told.get('constants'), f'{other} holds no constants')
             cfg = replace(cfg, constants=from_dict(Constants, told['constants'], other))
-        r = photo_set(out, cfg)
+        r = photo_set(out, cfg, workers=workers, part=share_of(part), verify=verify)
     except BadInput as e: print(e, file=sys.stderr); return 2
+    print(*r['tallies'], sep='\n')
+    if 'work' not in r: print(f"{out}: part {part} is done; " + (f"{r['left']} photos of other parts are missing" if r['left'] else 'run it once without --part')); return 0
+    print(*(f'{len(r[k])} photos {say}: {", ".join(r[k][:8])}' for k, say in (('changed', 'have changed since'), ('gone', 'are gone'), ('damaged', 'had damaged pieces, made anew')) if r[k]), sep='\n', end='\n'*any(r[k] for k in ('changed', 'gone', 'damaged')))
     print(f"{out}: {r['accepted']} of {r['photos']} photos" + ''.join(f', {n} {k}' for k, n in r['stages'].items()) + f"; {r['work']['looked']} looked at now, {r['work']['cut']} cut now\n" + ''.join(f'  {n} left out: {REASONS[k]}\n' for k, n in r['reasons'].items()) + f"report and contact sheet: {Path(out).with_name(Path(out).stem + '_report')}")
     return 0
 

@@ -105,6 +105,9 @@ def test_fitted_clips(fit, tmp_path, capsys):
     assert [(d.info[n]['person'], d.info[n]['frame']) for n in d.names] == [(0, 0), (0, 1), (1, 0), (1, 1)]
     assert torch.equal(d.drive[0, :80], d.drive[1, :80]) and not torch.equal(d.drive[1, :80], d.drive[2, :80]) and not torch.equal(d.drive, photos.drive)
     assert (yaw_pitch(d.labels)[0] - yaw_pitch(photos.labels)[0]).abs().max() < .25 and d.drive.shape[1] == load_head().drive_dim
+    from headnb.gan.scenes import StoredClips, clips_of, pairs
+    assert clips_of(d) == ([[0, 1], [2, 3]], [0, 1]) and clips_of(HeadDataset(tmp_path/'c_crops.zip')) == ([[0, 1], [2, 3]], ['00000', '00001'])   # who is in a clip, with the recipe and without
+    assert pairs(StoredClips(d), 'cross') == [(0, 1), (1, 0)] and StoredClips(d).person(1) == 1
     m = torch.stack([d[i]['mask'] for i in range(4)])
     assert m.shape == (4, 1, 32, 32) and .2 < (m > 127).float().mean() < .9
     before, whole = [os.stat(tmp_path/n).st_mtime_ns for n in ('c_photos.zip', 'c_crops.zip')], out.read_bytes()

@@ -16,7 +16,7 @@ import torch
 from ..base.camera import mirror_label
 from ..base.core import BadInput, progress, require, to_dict, write_atomic
 from .codes import Layout, label_of, layout_meta, short
-from .data import open_source, write_dataset
+from .data import from_bytes, open_source, write_dataset
 from .fit import FitCfg, Mirror, Spots, check_cfg, fit_rig, mirror_points, seventy
 from .judges import MIRROR68
 
@@ -60,7 +60,7 @@ def judge_points(rig, cfg, judges): # Rig, FitCfg, Judges -> function: uint8 [h,
     "Landmarks of rendered heads; the judge looks twice, the second time at the crop."
     spots, dev = Spots(rig, 'fixed'), next(judges.net.parameters()).device
     def look(rgb, square):
-        x = torch.tensor(cut_square(rgb, square, judges.net.cfg.size), device=dev).permute(2, 0, 1)[None].float()/127.5 - 1
+        x = from_bytes(torch.tensor(cut_square(rgb, square, judges.net.cfg.size), device=dev).permute(2, 0, 1)[None])
         both = torch.cat([x, x.flip(-1)])
         with torch.no_grad(): score, uv = float(judges.front(both).mean()), judges.landmarks(both).cpu()
         uv = torch.stack([uv[0], torch.stack([1 - uv[1, :, 0], uv[1, :, 1]], 1)[list(MIRROR68)]]).mean(0)

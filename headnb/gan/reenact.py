@@ -16,9 +16,10 @@ import torch
 from torch.nn import functional as F
 from ..base.camera import orbit, yaw_pitch
 from ..base.core import BadInput
+from ..field.rig import rotation
 from .around import flicker
 from .control import angle_gap, code_gap, code_moves, estimator, relative
-from .judges import angles, axis_rotation, camera_to_head
+from .judges import angles, camera_to_head
 from .metrics import default_judge, default_perceptual, fid, judge_name, look
 from .scenes import Frames, Shot, act, in_shape_of, pairs, shoot, yaw_between
 from .truth import HEAD, Views, averaged
@@ -179,7 +180,7 @@ def asked_of(rig, driver):  # Rig, Frames -> dict(angles [n,3], expression [n,k]
     "What a perfect eye reads in a perfect result."
     _, expression, pose = rig.split(driver.drive)
     neck = pose[:, rig.joint_names.index('neck')]
-    return dict(angles=torch.stack(angles(camera_to_head(driver.c, axis_rotation(neck.to(driver.c)))), 1), expression=expression)
+    return dict(angles=torch.stack(angles(camera_to_head(driver.c, rotation(neck.to(driver.c)))), 1), expression=expression)
 
 # %% ../../nbs/3_gan/38e_reenact.ipynb #e49f6517
 def elsewhere(clips, i, j):  # clip of the source, of the driver -> a clip of somebody else; where there are only two people, another clip; or None

@@ -14,11 +14,12 @@ import torch
 from ..base.camera import orbit
 from ..base.core import require
 from ..field.heads import render_heads, sample_head
-from ..field.rig import load_head
+from ..field.rig import load_head, rotation
 from .checkpoint import fingerprint
 from .control import TrueHeads
+from .data import from_bytes
 from .invert import InvertCfg, invert
-from .judges import angles, axis_rotation, camera_to_head
+from .judges import angles, camera_to_head
 from .metrics import data_name, judge_name
 from .synthesis import made_codes
 from ..nets.ops import resize
@@ -79,7 +80,7 @@ def yaw_between(rig, a, b):  # Rig; Frames of one row, of n -> degrees [n]
     "How far the faces are turned from each other: yaw of the camera in the head's axes."
     def yaw(f):
         neck = rig.split(f.drive)[2][:, rig.joint_names.index('neck')]
-        return angles(camera_to_head(f.c, axis_rotation(neck.to(f.c))))[0]
+        return angles(camera_to_head(f.c, rotation(neck.to(f.c))))[0]
     return torch.rad2deg((yaw(b) - yaw(a) + math.pi) % (2*math.pi) - math.pi).abs()
 
 # %% ../../nbs/3_gan/38d_scenes.ipynb #03a90b20
@@ -137,16 +138,17 @@ class StoredClips:
         items = [self.ds[j] for j in self.rows[i][at]]
         pick = lambda k: torch.stack([t[k] for t in items]) if k in items[0] else None
         far, near = pick('depth'), pick('mask')
-        return Frames(pick('image').float()/127.5 - 1, pick('c'), pick('drive'), self.who[i], far, None if near is None else near.float()/255)
+        return Frames(from_bytes(pick('image')), pick('c'), pick('drive'), self.who[i], far, None if near is None else near.float()/255)
 
 # %% ../../nbs/3_gan/38d_scenes.ipynb #f52eabf1
 def clips_of(ds):  # -> ([rows of each clip], [person of each]); neighbours are different people where they can be
-    "The clips of a data set, in order."
+    "The clips of a data set, in order. Where nobody says who it is, a clip is a person of its own: so are its codes fitted. Mirrored frames are a clip beside."
     found = {}
     for i, n in enumerate(ds.names):
         facts = ds.info.get(n) or {}
-        folder = n.rpartition('/')[0]
-        found.setdefault((facts.get('clip', 0), facts.get('person', folder)), []).append((facts.get('frame', i), i))
+        clip = facts.get('clip', 0 if 'person' in facts else n.rpartition('/')[0])
+        if facts.get('mirrored'): clip = f'{clip} mirrored'
+        found.setdefault((clip, facts.get('person', clip)), []).append((facts.get('frame', i), i))
     keys = sorted(found, key=str)
     return [[i for _, i in sorted(found[k])] for k in keys], [p for _, p in keys]
 

@@ -19,7 +19,7 @@ from ..base.core import BadInput, from_dict, progress, require, to_dict
 from ..base.camera import project
 from ..nets.motion import CodeMotion, motion_of
 from ..field.deform import correspondence
-from .data import DEPTH_UNIT, write_dataset
+from .data import DEPTH_UNIT, from_bytes, write_dataset
 from .synthesis import AGAIN, KINDS, RANGES, FourDCfg, Stage, check_generator, member, members, per_shard, person, picture_name, seeded, shoot, stamp_of
 
 # %% ../../nbs/3_gan/31d_triples.ipynb #f532f23a
@@ -195,7 +195,7 @@ def read(self: Triples, index, kind=None): # -> dict(KEYS) of one ticket
     "Three pictures and what is kept of the target."
     s, d, t, kind = self.triple(index, kind)
     image, mask, depth, *kept = self.heads.get(t, 'image.png', 'mask.png', 'depth.png', *(f'{k}.npy' for k in self.heads.kept))
-    rgb = lambda a: torch.from_numpy(a).permute(2, 0, 1).float()/127.5 - 1
+    rgb = lambda a: from_bytes(torch.from_numpy(a).permute(2, 0, 1))
     one = dict(image=rgb(image), mask=torch.from_numpy(mask)[None].float()/255, depth=torch.from_numpy(depth.astype(np.float32))[None]/DEPTH_UNIT, scale=torch.tensor(float(kind == 'dynamic')), index=torch.tensor(index))
     one |= {k: torch.from_numpy(a).float() for k, a in zip(self.heads.kept, kept)}
     one |= {k: rgb(self.heads.get(i, 'image.png')[0]) for k, i in (('source', s), ('driving', d))}
