@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['REASONS', 'SUFFIXES', 'five', 'square_of', 'cut_square', 'judge_points', 'FolderCfg', 'rig_stamp', 'parts_of_folder',
-           'read_rgb', 'look_at', 'fit_part', 'fit_folder', 'read_part', 'assemble']
+           'read_rgb', 'look_at', 'fit_part', 'fit_folder', 'part_bytes', 'assemble']
 
 # %% ../../nbs/3_gan/38c_fit_photos.ipynb #4a6ffa1c
-import hashlib, io, json, math
+import functools, hashlib, io, json, math
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -19,6 +19,7 @@ from .codes import Layout, label_of, layout_meta, short
 from .data import from_bytes, open_source, write_dataset
 from .fit import FitCfg, Mirror, Spots, check_cfg, fit_rig, mirror_points, seventy
 from .judges import MIRROR68
+from .pipeline import Bench, work_through
 
 # %% ../../nbs/3_gan/38c_fit_photos.ipynb #53f081de
 def five(p): # [...,70,d] -> [...,5,d]: eyes (the picture's left first), tip of the nose, corners of the mouth
@@ -159,38 +160,36 @@ def fit_folder(photos,         # folder or zip of pictures
                landmarks,      # function: uint8 [h,w,3] -> points [68, 70 or 98, 2] in pixels, or None; or a mapping from names to points
                cfg=FolderCfg(),
                share=(0, 1),   # this process, number of processes: each makes its parts; the last to find all of them assembles
-              ):               # report, also written as <out>_fit/report.json
+              workers=1,      # processes of this one; a function for landmarks must then be importable
+              sums=None,      # {name: checksum} of the pictures where they are known; None: they are read for it
+             ):               # report, also written as <out>_fit/report.json
     "A folder of photos as a data set with the rig's labels."
     check_cfg(cfg.fit)
-    source, out, (mine, world) = open_source(photos), Path(out), share
+    source, out = open_source(photos), Path(out)
     names = [n for n in source.names if n.lower().endswith(SUFFIXES) and not any(p.startswith(('.', '__MACOSX')) for p in PurePosixPath(n).parts)]
     require(names, f'{photos}: no pictures ({", ".join(SUFFIXES)})')
     require(cfg.mirror != 'rig' or Mirror(rig).exact(), "this rig's codes have no exact mirror image (its basis is not symmetric): take mirror='refit'")
-    layout, spots = Layout(rig.n_shape, rig.n_expression, cfg.camera), Spots(rig, 'fixed')
-    work = out.with_name(out.stem + '_fit')
+    layout, spots, bench = Layout(rig.n_shape, rig.n_expression, cfg.camera), Spots(rig, 'fixed'), Bench(out.with_name(out.stem + '_fit'))
     base = hashlib.sha256(json.dumps([to_dict(cfg), rig_stamp(rig)], sort_keys=True).encode())
     def file_of(part):
         h = base.copy()
         for clip, n in part:
-            h.update(json.dumps([clip, n, source.crc(n)]).encode())
+            h.update(json.dumps([clip, n, sums[n] if sums else source.crc(n)]).encode())
             if not callable(landmarks) and n in landmarks: h.update(np.ascontiguousarray(landmarks[n], np.float32).tobytes())
-        return work/f'part_{h.hexdigest()[:20]}.json'
-    parts = [(p, file_of(p)) for p in parts_of_folder(names, cfg)]
-    made = 0
-    for p, f in progress(parts[mine::world], desc='parts'):
-        if not f.exists(): write_atomic(f, json.dumps(fit_part(rig, source, p, landmarks, cfg, layout, spots))); made += 1
-    if not all(f.exists() for _, f in parts): return dict(photos=len(names), parts=len(parts), made=made, assembled=False)
-    return assemble(source, out, parts, cfg, layout, rig, made)
+        return f'part_{h.hexdigest()[:20]}.json'
+    parts = {file_of(p): p for p in parts_of_folder(names, cfg)}
+    tally = work_through(functools.partial(part_bytes, rig, source, landmarks, cfg, layout, spots), parts, bench, workers, share, 'fit')
+    require(not tally.failed, f'{photos}: a part failed: {next(iter(tally.failed.values()), "")}')
+    if len(bench.look(parts)) < len(parts): return dict(photos=len(names), parts=len(parts), made=tally.made, assembled=False)
+    return assemble(source, out, [(p, bench.folder/f) for f, p in parts.items()], cfg, layout, rig, tally.made)
+
+
+def part_bytes(rig, source, landmarks, cfg, layout, spots, part): return json.dumps(fit_part(rig, source, part, landmarks, cfg, layout, spots)).encode()   # as a piece of the pipeline
 
 # %% ../../nbs/3_gan/38c_fit_photos.ipynb #07e1b187
-def read_part(path): # -> {name: row}
-    try: return json.loads(path.read_text())
-    except ValueError: raise BadInput(f'{path}: this part is damaged; remove it, and it is made again') from None
-
-
 def assemble(source, out, parts, cfg, layout, rig, made): # -> report
     "The data set, and what was left out."
-    rows = {n: r for _, f in parts for n, r in read_part(f).items()}
+    rows = {n: r for _, f in parts for n, r in json.loads(f.read_text()).items()}
     good = {n: r for n, r in rows.items() if 'label' in r}
     stamp = hashlib.sha256('\n'.join(f.name for _, f in parts).encode()).hexdigest()[:20]
     report = dict(photos=len(rows), accepted=len(good), parts=len(parts), made=made, assembled=False, stamp=stamp, off=float(np.mean([r['off'] for r in good.values()])) if good else None,
