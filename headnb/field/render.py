@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from ..base.core import require, suggest
+from ..nets.recompute import recomputed
 
 # %% ../../nbs/2_field/21_render.ipynb #4d6658aa
 def interval_weights(sigma, depth, # [...,S] each, depths ascending
@@ -167,7 +168,7 @@ def render(field,               # (x [b,n,3], ray) -> feat [b,n,C], sigma [b,n,1
            cfg=RenderCfg(),
            deterministic=False, # jitter 0.5 and evenly spaced importance samples: repeatable exactly
            generator=None,      # torch.Generator of the random case
-           memory=None,         # bytes that the samples of a chunk may take; None: 256 MB without gradients, no limit with
+           memory=None,         # bytes that the samples of a chunk may take; None: 256 MB without gradients, no limit with. Given with gradients: the backward pass makes each chunk again (notebook 19)
            ray=None,            # dict of per-ray data [b,m,...] that the field wants
            density_noise=0.,    # std of noise added to every density
            path='auto',         # 'reference' (spec), 'lean' (gradients), 'fast' (CPU, no gradients, two-stage field)
@@ -206,7 +207,9 @@ def randoms(origins, cfg, deterministic, generator):
 # %% ../../nbs/2_field/21_render.ipynb #0ce2617d
 def _chunks(field, o, d, depth, u, cfg, ray, noise, memory, sums, keep=None):
     "Rays in chunks of at most `memory` bytes (counted as 1.5 kB a sample); the depth range is that of the whole call."
+    again = memory is not None and torch.is_grad_enabled()
     if memory is None: memory = 2**62 if torch.is_grad_enabled() else 2**28
+    if again: sums = recomputed(sums, [x for x in (keep, getattr(getattr(field, 'keep', None), 'look', None)) if x is not None])   # lists to which a call appends
     n = max(1, int(memory//(o.shape[0]*(cfg.samples + cfg.importance)*1500)))
     parts = []
     for s in range(0, o.shape[1], n):
