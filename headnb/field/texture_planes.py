@@ -310,10 +310,11 @@ def attach(moving, still, # [b,p,C,1,S,S] each
 def mouth_box(points, # [b,12,2] column and row in -1..1
               size,   # S
               corners=(0, 6),
+              least=0, # half of its side, pixels
              ):       # [b,4] int64: row start, row end, column start, column end
     "The square around a mouth; it may leave the picture (`check_box`)."
     p = points.detach().float()*(size//2) + size//2
-    half = (1.2*(p.amax(1) - p.amin(1)).amax(1)).int()//2
+    half = ((1.2*(p.amax(1) - p.amin(1)).amax(1)).int()//2).clamp(min=least)
     middle = p[:, list(corners)].mean(1)
     start, end = (middle - half[:, None]).trunc().long(), (middle + half[:, None]).trunc().long()
     return torch.stack([start[:, 1], end[:, 1], start[:, 0], end[:, 0]], 1)

@@ -114,6 +114,10 @@ class Step:
     @property
     def camera(self): return self.c   # what renders the fakes; a paper may correct it
     @property
+    def label(self): return self.c    # what D is told of the fakes,
+    @property
+    def real_label(self): return self.real['c'] # and of the real pictures; a paper may say more
+    @property
     def extra(self): return {} if self.drive is None else {'drive': self.drive}   # what `synthesize` is told besides
     def track(self): self.G.mapping.track(self.ws.detach())   # running averages, moved by the step of D
 
@@ -182,12 +186,12 @@ class Logistic(Term):
 
     def __call__(self, s: Step):
         fake = s.fake if self.who == 'G' else {k: v.detach() for k, v in s.fake.items() if torch.is_tensor(v)}
-        score = s.D(s.seen(fake), s.c).float()
+        score = s.D(s.seen(fake), s.label).float()
         s.stats['fake_score'] = score.detach()
         if self.who == 'G': return F.softplus(-score).mean()
         s.track()
         real = s.real_seen if s.augment is None else s.augment(s.real_seen)
-        s.stats['real_score'] = (truth := s.D(real, s.real['c']).float()).detach()
+        s.stats['real_score'] = (truth := s.D(real, s.real_label).float()).detach()
         return F.softplus(score).mean() + F.softplus(-truth).mean()
 
 # %% ../../nbs/3_gan/35_terms.ipynb #e2dbffa9
@@ -203,7 +207,7 @@ class R1(Term):
     def __call__(self, s: Step):
         real = s.real_seen if s.augment is None else s.augment(s.real_seen)
         real = real | {k: real[k].detach().requires_grad_() for k in self.keys}
-        score = s.D(real, s.real['c']).float()
+        score = s.D(real, s.real_label).float()
         grads = torch.autograd.grad(score.sum(), [real[k] for k in self.keys], create_graph=True)
         sizes = {k: g.float().square().sum((1, 2, 3)) for k, g in zip(self.keys, grads)}
         own = {k: (sizes.pop(k), g) for k, g in (('mask', self.mask_gamma), ('corr', self.corr_gamma)) if k in sizes}
