@@ -17,7 +17,6 @@ from .base.show import OrbitViewer, Slider, image_grid, png_bytes, resized
 from .align import read_photo
 from .drive import driver
 from .gan.checkpoint import fingerprint
-from .gan.scenes import in_shape_of
 from .nets.motion import CodeMotion
 from .stream import Moment, Stream
 
@@ -61,7 +60,7 @@ def _motion(self: PortraitHead, key): # bytes -> [n,dim]
 
 
 @patch
-def _planes(self: PortraitHead, i, key): return self.G.drive(self.stream(i).source, self.motion(key), self.stream(i).how.scale)
+def _planes(self: PortraitHead, i, key): return self.stream(i).player.planes(self.motion(key))
 
 
 @patch
@@ -69,9 +68,8 @@ def _planes(self: PortraitHead, i, key): return self.G.drive(self.stream(i).sour
 def __call__(self: PortraitHead, drive, c, source=None, raw_size=None): # [n,k] or one for all, [n,25]; number in the gallery; side of the volume rendering
     i = self.sliders['source'].start if source is None else int(source)
     require(0 <= i < len(self.gallery), f'there is no source {i}; the gallery has pictures 0 to {len(self.gallery) - 1}')
-    s, n, many = self.stream(i), len(c), lambda x: x.expand(n, *x.shape[1:])
-    neck = in_shape_of(self.rig, many(drive).to(self.device), s.shape) if bool(drive[:, -12:-9].any()) else None
-    out = self.G.render(many(self.planes(i, self.key(drive))), c.to(self.device), s.source.back, neck, raw_size, deterministic=True)
+    planes = self.planes(i, self.key(drive))
+    out = self.stream(i).player.draw(planes.expand(len(c), *planes.shape[1:]), c, drive, raw_size)
     return {k: out[k].cpu() for k in ('image', 'depth', 'mask', 'raw')}
 
 

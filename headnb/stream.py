@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['FILMS', 'SAFE', 'READS', 'STAGES', 'Moment', 'Skip', 'Driver', 'hash_of', 'known', 'one_moment', 'folder_driver',
            'label_beside', 'content', 'picture_driver', 'probe', 'sane_rate', 'film_driver', 'gif_driver', 'gif_frames',
-           'Motions', 'code_driver', 'code_rows', 'at_rate', 'open_driver', 'Seen', 'glance', 'as_tensor', 'Finder',
-           'Move', 'open_encoder', 'codes_of', 'Motion', 'Backdrop', 'backdrop_picture', 'camera_path', 'neck_of',
-           'Watch', 'Settings', 'Stream', 'products', 'floors', 'costs', 'cost_lines']
+           'Motions', 'code_driver', 'code_rows', 'at_rate', 'open_driver', 'Seen', 'glance', 'Finder', 'Move',
+           'codes_of', 'Motion', 'Backdrop', 'backdrop_picture', 'camera_path', 'neck_of', 'Watch', 'Settings',
+           'Stream', 'products', 'floors', 'costs', 'cost_lines']
 
 # %% ../nbs/6_tools/66_stream.ipynb #a562b09f
 import functools, hashlib, math, os, re, subprocess, time
@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from fastcore.basics import patch
-from .align import MIN_SIDE, RADIUS, WORLDS, Face, Photo, align, choose, cut, fit_camera, label, read_photo, shipped
+from .align import MIN_SIDE, RADIUS, WORLDS, Face, Photo, align, as_tensor, choose, cut, fit_camera, label, read_photo, shipped
 from .base.camera import check_label, split_label
 from .base.core import BadInput, require, suggest
 from .base.show import to_uint8
@@ -25,15 +25,14 @@ from .bench import rates
 from .detect import around, judge_boxes
 from .drive import TrueHead, track
 from .field.clips import Clip, axis_angle, read_clip
-from .field.rig import compose, load_head
 from .gan.codes import still
 from .gan.control import code_spread
-from .gan.data import IMAGE_TYPES, from_bytes, open_source, read_labels
+from .gan.data import IMAGE_TYPES, open_source, read_labels
 from .gan.fit import SETTINGS, fit_rig
 from .gan.scenes import in_shape_of
 from .nets.motion import CodeMotion
 from .nets.ops import resize
-from .papers.portrait4d import Reconstructor, motion_encoder
+from .papers.portrait4d import Player, open_encoder, open_reconstructor
 
 # %% ../nbs/6_tools/66_stream.ipynb #71f4aa45
 @dataclass
@@ -270,9 +269,6 @@ def glance(judges, image): # Judges; [1,3,h,w] -> score, points [68,2] in pictur
     return float(o['front'].sigmoid()), points, o['rotation'][0].double().T.cpu().numpy(), (o['expression'].float().cpu()*spread + mean).clamp(0, 1)
 
 
-def as_tensor(rgb): # uint8 [h,w,3] -> [1,3,h,w] in -1..1
-    return from_bytes(torch.from_numpy(np.array(rgb)).permute(2, 0, 1)[None])
-
 # %% ../nbs/6_tools/66_stream.ipynb #79d8b7e2
 class Finder:
     "Pictures of anything -> faces as the model wants them."
@@ -345,12 +341,6 @@ class Move:
     name: str = ''                # of the moment
 
 
-def open_encoder(G, motion_file=None): # Reconstructor; weights of an encoder that is not shipped -> MotionEncoder
-    "The one that the model was trained with."
-    require(G.rig is not None or G.cfg.motion == 'pdfgc', f"cfg.rig is {G.cfg.rig!r}: codes need the rig's files")
-    return motion_encoder(G.cfg, G.rig or load_head(), motion_file, G.w_avg.device)
-
-
 READS = 'fit', 'judge'
 
 
@@ -383,7 +373,7 @@ class Motion:
         finder = finder or self.finder
         aligned = finder.is_given or moment.c is not None
         s = finder.given(moment.photo) if aligned else finder(moment.photo)
-        blind = aligned and (moment.c is None or self.by_codes or self.encoder.name == 'pdfgc')
+        blind = aligned and (moment.c is None or self.by_codes or getattr(self.encoder, 'landmarks', False))
         return self.read(moment, s, blind) if blind or self.by_codes and self.how == 'judge' and s.expression is None else s
 
     def read(self, moment, s, blind): # Moment, Seen, is nothing known about the place of the face? -> Seen
@@ -399,7 +389,7 @@ class Motion:
 def ask(self: Motion, images, points): # [n,3,s,s], [n,68,2] crop widths or None -> [n,dim]
     "The encoder's answer to aligned pictures."
     device = self.G.w_avg.device
-    return self.G.ask(self.encoder, images.to(device), None if points is None else (points*images.shape[-1] - .5).to(device))
+    return self.G.ask(self.encoder, images.to(device), uv=None if points is None else points.to(device))
 
 
 @patch
@@ -414,7 +404,7 @@ def moves(self: Motion, moments, seen): # [Moment], [Seen or None] -> [Move]
         vectors = dict(zip(blind, self.ask(torch.cat(images), None if any(p is None for p in points) else torch.cat(points)).split(1)))
     for i, (m, s) in enumerate(zip(moments, seen)):
         drive = drives[i] if i in blind and self.by_codes else m.drive
-        motion = m.motion if m.motion is not None else self.G.ask(self.encoder, drive) if self.by_codes else vectors[i]
+        motion = m.motion if m.motion is not None else self.G.ask(self.encoder, drive=drive) if self.by_codes else vectors[i]
         out[i] = Move(motion, m.c if m.c is not None or s is None else s.c, drive, m.c is None and s is not None, m.name)
     return out
 
@@ -514,15 +504,15 @@ class Settings:
 # %% ../nbs/6_tools/66_stream.ipynb #5ab10906
 class Stream:
     "A photograph that plays along."
-    def __init__(self, G, source,  # Reconstructor; picture (path, array, tensor, ...)
+    def __init__(self, G, source,  # of `open_reconstructor`; picture (path, array, tensor, ...)
                  encoder=None,     # MotionEncoder; None: the model's
                  codes=None,       # drive [1,k] of the photograph, or its motion [1,dim]; None: its label, or read
                  motion_file=None, # weights of an encoder that is not shipped
                  rate=25.,         # frames a second, for a camera that moves
                  **settings):      # of Settings
-        require(isinstance(G, Reconstructor), f'{type(G).__name__} cannot be given a photograph: a stream needs a Portrait4D')
+        G, _ = open_reconstructor(G)
         for k in settings: require(k in Settings.__dataclass_fields__, f'no setting {k!r}{suggest(k, Settings.__dataclass_fields__)}')
-        self.G, self.how = G.eval(), Settings(**settings)
+        self.G, self.how = G, Settings(**settings)
         self.device, self.notes = G.w_avg.device, []
         self.watch = Watch(self.device)
         s, self.encoder = self.how, encoder or open_encoder(G, motion_file)
@@ -544,8 +534,8 @@ def take(self: Stream, source, codes=None):
     with self.watch('find'): face = self.motion.look(m, finder) or (finder.given if m.c is not None else finder)(m.photo)
     with self.watch('motion'): move, = self.motion.moves([m], [face])
     if face.note: self.notes.append(face.note)
-    with self.watch('encode'), torch.inference_mode(): self.source = self.G.encode(face.image.to(self.device), move.motion.to(self.device), self.how.scale)
-    self.face, self.shape = face, None if self.G.rig is None else self.G.rig.join(None if move.drive is None else move.drive[:, :self.G.rig.n_shape].to(self.device))
+    with self.watch('encode'): self.player = Player(self.G, face.image, move.motion, move.drive, self.how.scale)
+    self.face = face
     return self
 
 # %% ../nbs/6_tools/66_stream.ipynb #c2464072
@@ -558,8 +548,8 @@ def view(self: Stream, move, i): # Move, number of the frame -> c [1,25], drive 
     drive = rig.join() if drive is None else drive.to(self.device)
     if move.read and self.how.neck:
         c, drive = front if self.path is None else c, rig.join(None, drive[:, rig.n_shape:-12], neck_of(move.c, front).to(drive), drive[:, -9:-6], drive[:, -6:])
-    drive, turned = in_shape_of(rig, drive, self.shape), bool(drive[:, -12:-9].any())
-    if turned and not self.how.neck and self.path is None: c = compose(c.to(drive), rig, drive)
+    turned = bool(drive[:, -12:-9].any())
+    if turned and not self.how.neck and self.path is None: c = self.player.seen_straight(c, drive)
     return c.to(self.device), drive if turned and self.how.neck else None
 
 
@@ -567,10 +557,10 @@ def view(self: Stream, move, i): # Move, number of the frame -> c [1,25], drive 
 @torch.inference_mode()
 def draw(self: Stream, move, i=0): # Move, number of the frame -> uint8 [h,w,3 or 4]
     "What one frame costs."
-    with self.watch('drive'): planes = self.G.drive(self.source, move.motion.to(self.device), self.how.scale)
+    with self.watch('drive'): planes = self.player.planes(move.motion)
     with self.watch('render'):
-        c, neck = self.view(move, i)
-        out = self.G.render(planes, c, self.source.back, neck, deterministic=True)
+        c, drive = self.view(move, i)
+        out = self.player.draw(planes, c, drive)
     with self.watch('behind'): return self.backdrop(out)
 
 # %% ../nbs/6_tools/66_stream.ipynb #f1d566a5
@@ -617,7 +607,7 @@ def floors(stream, move): # Stream, Move -> {stage: (operations, bytes)}
     G, size = stream.G, lambda *ms: sum(p.numel()*p.element_size() for m in ms for p in m.parameters())
     v, c = move.motion.to(stream.device), stream.G.orbit().to(stream.device)
     x = torch.zeros(1, 3, G.cfg.image, G.cfg.image, device=stream.device)
-    with torch.no_grad(): s = G.encode(x, v); planes = G.drive(s, v)
+    with torch.no_grad(): s = G.kept(G.encode(x, v)); planes = G.drive(s, v)
     calm = [m for n, m in G.phi.named_children() if 'neutral' in n or n == 'patch_embed']
     moving = [m for n, m in G.phi.named_children() if not ('neutral' in n or n == 'patch_embed')]
     parts = dict(encode=(lambda: G.encode(x, v), (G.coarse, G.detail, *calm, *([G.backdrop] if G.cfg.background else []))), drive=(lambda: G.drive(s, v), (*moving, G.planes)),

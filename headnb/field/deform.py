@@ -707,7 +707,9 @@ def pose(self: Deformer, drive, # [b, shape + expression + 12]
     if self.cfg.neck and bool((pose[:, neck] != 0).any()): sets.append((expression, pose))
     with full_precision(drive):
         meshes = rig(shape.repeat(len(sets), 1), *[torch.cat(x) for x in zip(*sets)]).unflatten(0, (len(sets), b))
-        lips, neutral = self.calm(shape, jaw, calm)[:, :-len(rig.parents)], meshes[0]
+    def lips():
+        with torch.no_grad(), full_precision(drive): return self.calm(shape, jaw, calm)[:, :-len(rig.parents)]
+    neutral = meshes[0]
     return Posed(self, neutral if len(sets) == 1 else meshes[1], neutral, lips)
 
 # %% ../../nbs/2_field/24_deform.ipynb #01449e0c
@@ -726,24 +728,28 @@ class Canonical:
 
 
 class Posed:
-    "One batch of poses; every view and every sample asks it."
-    def __init__(self, deformer, vertices, neutral, lips): # [b,v,3] as observed (the same object as neutral if no neck turns), without the neck, without expression
-        d, self.deformer = deformer, deformer
-        self.vertices, self.neutral, self.lips, self.cfg = vertices, neutral, lips, d.cfg
+    "One batch of poses; every view and every sample asks it. What the canonical head needs is made when it is asked for: a neck alone does without."
+    def __init__(self, deformer, vertices, neutral, lips): # [b,v,3] as observed (the same object as neutral if no neck turns), without the neck; without expression, or a function that makes them
+        self.deformer, self.vertices, self.neutral, self.cfg, self._lips = deformer, vertices, neutral, deformer.cfg, lips
         self.turned = vertices is not neutral
-        self.seen = torch.cat([neutral, lips], 1)
-        self.off = d.canonical[:, d.twin] - self.seen
-        self.pull = torch.cat([F.pad(self.seen, (0, 1)), F.pad(self.off, (0, 1), value=1.)], -1).view(-1)     # rows of eight numbers
-        self.tree = [t.view(-1) for t in boxes(self.seen[:, d.order], None, d.rows)]
-        self.eye_boxes = torch.cat([eye_box(neutral[:, i], d.cfg.eye_box) for i in (d.left, d.right)], 1)
-        self.grids = self._grids() if self.turned and d.cfg.grids else None
+        self.grids = self._grids() if self.turned and self.cfg.grids else None
 
     def __len__(self): return len(self.neutral)
 
     @functools.cached_property
+    def lips(self): return self._lips() if callable(self._lips) else self._lips   # [b,l,3]
+    @functools.cached_property
+    def seen(self): return torch.cat([self.neutral, self.lips], 1)
+    @functools.cached_property
+    def off(self): return self.deformer.canonical[:, self.deformer.twin] - self.seen
+
+    @functools.cached_property
     def constants(self): # arguments of the kernel that no view changes; the tensors stay alive with them
         wp, d = _warp(), self.deformer
-        self.kept = self.eye_boxes.flatten(0, 1), *self.tree, d.table, d.order, d.seed, self.seen.flatten(0, 1), self.pull, d.rings.view(-1), d.count
+        pull = torch.cat([F.pad(self.seen, (0, 1)), F.pad(self.off, (0, 1), value=1.)], -1).view(-1)     # rows of eight numbers
+        tree = [t.view(-1) for t in boxes(self.seen[:, d.order], None, d.rows)]
+        eyes = torch.cat([eye_box(self.neutral[:, i], d.cfg.eye_box) for i in (d.left, d.right)], 1)
+        self.kept = eyes.flatten(0, 1), *tree, d.table, d.order, d.seed, self.seen.flatten(0, 1), pull, d.rings.view(-1), d.count
         box, leaf, branch, limb, table, order, seed, seen, pull, rings, count = [wp.from_torch(x, dtype=wp.vec3 if x.ndim == 2 else None, return_ctype=True) for x in self.kept]
         return box, leaf, branch, limb, table, order, seed, CELLS, d.cfg.box/2, seen, pull, len(d.rings), rings, d.rings.shape[1], count, d.cfg.power, 3
 

@@ -407,7 +407,7 @@ class PlaneField:
 
     def stages(self):
         "A function i -> `TwoStage` of sample i, or None where only the call above can serve."
-        ok = type(self.sampler) is PlaneSampler and type(self.decoder) is Decoder and self.sampler.cfg.reduce != 'none'
+        ok = type(self.sampler) is PlaneSampler and getattr(type(self.decoder), 'forward', None) is Decoder.forward and self.sampler.cfg.reduce != 'none'
         if not ok or self.planes.device.type != 'cpu' or self.planes.dtype != torch.float32: return None
         return lambda i: TwoStage(self.planes[i:i + 1], self.sampler.cfg, self.decoder)
 

@@ -134,12 +134,14 @@ class Mesh:
 # %% ../../nbs/3_gan/31d_triples.ipynb #0a58341c
 @torch.no_grad()
 def feel(motion,        # MotionEncoder
-         images, drive, # [n,3,h,h] in -1..1, [n,drive_dim]
-         uv,            # landmarks [n,k,2], picture widths
+         images, drive, # [n,3,h,h] in -1..1, [n,drive_dim]: what it reads of the two must be there
+         uv=None,       # landmarks [n,k,2], picture widths; or a function that makes them, asked only if the encoder wants landmarks
+         name=None,     # of the encoder that is expected; None: any
         ):              # [n,dim]
-    "What an encoder says of pictures whose codes are known: codes speak for themselves, a network looks."
-    if isinstance(motion, CodeMotion): return motion_of(motion, drive)
-    return motion_of(motion, images, uv*images.shape[-1] - .5).float()
+    "What an encoder says of faces: codes speak for themselves, a network looks."
+    if isinstance(motion, CodeMotion): return motion_of(motion, drive, None, name)
+    if callable(uv): uv = uv() if getattr(motion, 'landmarks', False) else None
+    return motion_of(motion, images, None if uv is None else uv*images.shape[-1] - .5, name).float()
 
 
 @torch.no_grad()

@@ -198,7 +198,7 @@ def load_weights(self: MotionNet, path): # released file -> Loaded; self is chan
 # %% ../../nbs/1_nets/18_motion.ipynb #dfd5251d
 @runtime_checkable
 class MotionEncoder(Protocol):
-    "Anything that says what a face does."
+    "Anything that says what a face does. One that wants landmarks says so: `landmarks = True`."
     name: str   # of the space of its vectors
     dim: int    # numbers of a vector
     def __call__(self, images, landmarks=None): ...   # [b,3,h,w] in -1..1, [b,68|70,2] pixels -> [b,dim]
@@ -220,7 +220,7 @@ def motion_of(encoder,        # MotionEncoder
 # %% ../../nbs/1_nets/18_motion.ipynb #dad0b46a
 class PDFGC:
     "The released encoder: alignment and network."
-    name = 'pdfgc'
+    name, landmarks = 'pdfgc', True   # it wants landmarks
     def __init__(self, net, flip=None): # MotionNet; as `anchors`
         self.net, self.flip, self.dim = net.eval(), flip, net.cfg.dim
 

@@ -47,13 +47,13 @@ class Attention(nn.Module):
         self.q, self.kv, self.proj = nn.Linear(dim, dim), nn.Linear(dim, 2*dim), nn.Linear(dim, dim)
         if reduce > 1: self.sr, self.norm = nn.Conv2d(dim, dim, reduce, reduce), nn.LayerNorm(dim)
 
-    def split(self, x, y): # [b,n,dim], [b,m,dim] -> q [b,heads,n,d], k, v [b,heads,m,d]
+    def split(self, x, y, q=None): # [b,n,dim], [b,m,dim]; q(x) where it is known -> q [b,heads,n,d], k, v [b,heads,m,d]
         "Queries, keys, values."
         if self.reduce > 1: y = self.norm(to_tokens(self.sr(to_map(y))))
-        return rearrange(self.q(x), 'b n (h d) -> b h n d', h=self.heads), *rearrange(self.kv(y), 'b m (k h d) -> k b h m d', k=2, h=self.heads)
+        return rearrange(self.q(x) if q is None else q, 'b n (h d) -> b h n d', h=self.heads), *rearrange(self.kv(y), 'b m (k h d) -> k b h m d', k=2, h=self.heads)
 
-    def forward(self, x, y=None): # [b,n,dim], [b,m,dim] or None: x -> [b,n,dim]
-        out = F.scaled_dot_product_attention(*self.split(x, x if y is None else y))
+    def forward(self, x, y=None, q=None): # [b,n,dim], [b,m,dim] or None: x; q(x) where it is known -> [b,n,dim]
+        out = F.scaled_dot_product_attention(*self.split(x, x if y is None else y, q))
         return self.proj(rearrange(out, 'b h n d -> b n (h d)'))
 
     @torch.no_grad()
@@ -96,8 +96,10 @@ class CrossBlock(nn.Module):
         self.norm2, self.attn2 = nn.LayerNorm(dim), Attention(dim, heads)
         self.norm3, self.mlp = nn.LayerNorm(dim), MixFFN(dim, ratio)
 
-    def forward(self, x, y, scale=1.): # [b,n,dim], [b,m,dim], number or [b,1,1] -> [b,n,dim]
-        x = x + scale*self.attn2(self.norm2(x), y)
+    def queries(self, x): return self.attn2.q(self.norm2(x)) # what x asks of any y [b,n,dim]
+
+    def forward(self, x, y, scale=1., q=None): # [b,n,dim], [b,m,dim], number or [b,1,1], `queries` of x where they are known -> [b,n,dim]
+        x = x + scale*self.attn2(None, y, self.queries(x) if q is None else q)
         x = x + self.attn1(self.norm1(x))
         return x + self.mlp(self.norm3(x))
 
@@ -207,15 +209,20 @@ def calm(self: Phi,
 
 
 @patch
+def queries(self: Phi, x): return self.trans_blocks_motion[0].queries(x) if len(self.trans_blocks_motion) else None # tokens of `calm` -> what they ask of any driver
+
+
+@patch
 def move(self: Phi,
          x,         # tokens of `calm` [b,n,dim]
          v,         # motion of the driver [b,motion]
          scale=1.,  # as for `calm`
+         q=None,    # `queries` of x, where they are known
         ):          # F_lr [b,dim/4,h,w], F_c [b,out,H,W]
     "Reenactment: what a frame costs."
     self.check_motion(v, 'the driving motion', len(x))
     y, s = rearrange(self.proj_y(self.maps(v)), 'b (m d) -> b m d', d=self.cfg.dim), per_sample(scale, len(v))
-    for block in self.trans_blocks_motion: x = block(x, y, s)
+    for i, block in enumerate(self.trans_blocks_motion): x = block(x, y, s, q if i == 0 else None)
     low = F.pixel_shuffle(to_map(x), 2)
     return low, self.convs(low)
 
@@ -254,9 +261,17 @@ class PlaneDecoder(nn.Module):
         self.conv_last = conv(cfg.narrow, cfg.out)
         nn.init.normal_(init_weights(self).conv_last.weight, std=.15)
 
-    def forward(self, coarse, detail): # [b,coarse,h,w], [b,detail,h,w] -> [b,out,h,w]
+    def share(self, detail): # F_d -> its part of the first convolution [b,wide,h,w]: no driver changes it
+        conv = self.convs1[0]
+        return F.conv2d(detail, conv.weight[:, self.cfg.coarse:], conv.bias, padding=1)
+
+    def first(self, coarse, detail, share=None): # F_c, F_d or its `share` -> after the first two convolutions [b,narrow,h,w]
+        if share is None: return self.convs1(torch.cat([coarse, detail], 1))
+        return self.convs1[1:](F.conv2d(coarse, self.convs1[0].weight[:, :self.cfg.coarse], padding=1) + share)
+
+    def forward(self, coarse, detail, share=None): # [b,coarse,h,w], [b,detail,h,w], `share` of it where it is known -> [b,out,h,w]
         h, n = coarse.shape[-1], 2*self.cfg.reduce
         require(coarse.shape[2:] == detail.shape[2:] and coarse.shape[2] == h and h % n == 0, f'maps of {list(coarse.shape[2:])} and {list(detail.shape[2:])}; both must be the same square, its side a multiple of {n}')
-        x = self.patch_embed(self.convs1(torch.cat([coarse, detail], 1)))
+        x = self.patch_embed(self.first(coarse, detail, share))
         for block in self.trans_blocks: x = block(x)
         return self.conv_last(self.convs2(torch.cat([F.pixel_shuffle(to_map(x), 2), coarse], 1)))

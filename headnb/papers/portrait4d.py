@@ -6,7 +6,8 @@
 __all__ = ['MOTIONS', 'CONFIGS', 'config', 'FREEZE', 'ReconstructorCfg', 'Source', 'Reconstructor', 'PortraitTrainCfg',
            'Portrait4DCfg', 'build', 'training', 'small', 'freeze_renderer', 'of_motion', 'speed', 'take_over', 'terms',
            'make_step', 'Portraits', 'OnlineCfg', 'ClipsCfg', 'motion_encoder', 'open_online', 'open_clips',
-           'open_data', 'check_batch', 'Reenacts', 'open_reenactor', 'released_cfg', 'attach']
+           'open_data', 'check_batch', 'Player', 'Reenacts', 'open_reconstructor', 'open_encoder', 'open_reenactor',
+           'released_cfg', 'attach']
 
 # %% ../../nbs/4_papers/44_portrait4d.ipynb #e0c6288f
 from dataclasses import dataclass, fields, replace
@@ -20,7 +21,7 @@ from ..base.core import from_dict, repo_path, require, suggest
 from ..base.show import image_grid
 from ..nets.discriminator import Discriminator, DiscriminatorCfg
 from ..nets.encoder import DetailCfg, DetailEncoder, GlobalCfg, GlobalEncoder, check_image
-from ..nets.motion import CodeMotion, motion_of, open_pdfgc
+from ..nets.motion import CodeMotion, open_pdfgc
 from ..nets.ops import resize
 from ..nets.superres import SuperRes, SuperResCfg, superres_cfg
 from ..nets.vit import Phi, PhiCfg, PlaneDecoder, PlaneDecoderCfg
@@ -28,7 +29,8 @@ from ..field.planes import AXES, DecoderCfg, PlaneSampler, SamplerCfg, planes_fr
 from ..field.render import RenderCfg
 from ..field.background import UNet, UNetCfg, behind
 from ..field.deform import DeformCfg, correspondence
-from ..field.driven import TwoHeads, neck_field, open_deformer, posed_head, released_deformer
+from ..field.driven import NeckField, TwoHeads, open_deformer, posed_head, released_deformer
+from ..field.rig import compose
 from ..gan.generator import Generator, GeneratorCfg
 from ..gan.reconstruct import Depth, Features, Identity, Opacity, Perceptual, Pixels, ReenactStep, Triplane, judged_opacity
 from ..gan.scenes import clips_of, in_shape_of
@@ -95,6 +97,8 @@ class Source:
     tokens: torch.Tensor        # after the de-expression [b,n,dim]
     detail: torch.Tensor        # F_d [b,c,h,w]
     back: torch.Tensor | None   # background features in 0..1 [b,C,H,W]
+    queries: torch.Tensor = None   # of `kept`: what the tokens ask of any driver [b,n,dim],
+    share: torch.Tensor = None     # and the detail's part of the planes' first convolution [b,wide,h,w]
 
     def __len__(self): return len(self.tokens)
 
@@ -152,8 +156,14 @@ def drive(self: Reconstructor,
          ):          # planes [b,p,c,d,h,w]
     "What a frame costs, but for the rendering: socket A."
     source, s = source.expand(len(motion)), self.cfg.sampler
-    _, fine = self.phi.move(source.tokens, motion, scale)
-    return planes_from_image(self.planes(fine, source.detail), len(s.axes), s.depth)
+    _, fine = self.phi.move(source.tokens, motion, scale, source.queries)
+    return planes_from_image(self.planes(fine, source.detail, source.share), len(s.axes), s.depth)
+
+
+@patch
+def kept(self: Reconstructor, source): # Source -> the same, for many drivers
+    "What every frame begins with, made once."
+    return replace(source, queries=self.phi.queries(source.tokens), share=self.planes.share(source.detail))
 
 
 Reconstructor.make_planes = Reconstructor.drive
@@ -163,7 +173,7 @@ Reconstructor.make_planes = Reconstructor.drive
 def field(self: Reconstructor, planes, drive=None): # [b,p,c,d,h,w]; [b,drive_dim], Posed or None -> (x, ray) -> (feat, sigma)
     "Socket B: nothing but the neck."
     posed = self.pose(drive, len(planes))
-    return Generator.field(self, planes) if posed is None else neck_field(self.sampler.on(planes), self.decoder, posed)
+    return Generator.field(self, planes) if posed is None else NeckField(planes, self.sampler, self.decoder, posed)
 
 
 @patch
@@ -216,9 +226,9 @@ def forward(self: Reconstructor, image, v_source, v_drive, c, # [b,3,S,S] in -1.
 
 
 @patch
-def ask(self: Reconstructor, encoder, images, landmarks=None): # MotionEncoder, as `motion_of` -> [b,dim]
+def ask(self: Reconstructor, encoder, images=None, drive=None, uv=None): # MotionEncoder; as `feel`: what it reads must be there -> [b,dim]
     "Ask the encoder that this model was trained with, and no other."
-    return motion_of(encoder, images, landmarks, self.cfg.motion)
+    return feel(encoder, images, drive, uv, self.cfg.motion)
 
 # %% ../../nbs/4_papers/44_portrait4d.ipynb #06ac7cfd
 @dataclass(frozen=True)
@@ -405,16 +415,17 @@ class ClipsCfg:
     stills: str | None = None  # data set of single pictures: people who keep still
 
 # %% ../../nbs/4_papers/44_portrait4d.ipynb #b701cfcb
-def motion_encoder(cfg: ReconstructorCfg, rig, file=None, device='cpu'): # Rig; weights of PD-FGC -> MotionEncoder
+def motion_encoder(cfg: ReconstructorCfg, rig, file=None, device='cpu'): # Rig or None; weights of an encoder that is a network, None: the shipped ones -> MotionEncoder
     "The one that a configuration names."
-    codes = CodeMotion(rig.n_shape, rig.n_expression)
-    known = {codes.name: codes.dim} | {k: n for k, n in MOTIONS.items() if not k.startswith('codes')}   # codes are those of this rig
+    require(rig is not None or not cfg.motion.startswith('codes'), f"cfg.rig is {cfg.rig!r}: codes need the rig's files")
+    codes = rig and CodeMotion(rig.n_shape, rig.n_expression)
+    known = ({codes.name: codes.dim} if codes else {}) | {k: n for k, n in MOTIONS.items() if not k.startswith('codes')}   # codes are those of this rig
     require(known.get(cfg.motion) == cfg.phi.motion, f'G.motion is {cfg.motion!r} and G.phi.motion {cfg.phi.motion}; known: {", ".join(f"{k!r} ({n})" for k, n in known.items())}; those of this rig are the first')
-    if cfg.motion == codes.name: return codes
+    if codes and cfg.motion == codes.name: return codes
     if cfg.motion == 'small64':
         from headnb.nets.small_motion import open_small_motion
-        return open_small_motion(device=device)
-    require(file, "G.motion is 'pdfgc': train.motion_file must name its weights (motion_model.pth)")
+        return open_small_motion(file and repo_path(file), device)
+    require(file, "G.motion is 'pdfgc': motion_file must name its weights (motion_model.pth); they are not shipped")
     return open_pdfgc(repo_path(file), device)[0]
 
 
@@ -466,37 +477,80 @@ def preview(self: Reconstructor, run, rows=4): # of notebook 37 -> uint8 [h,w,3]
     s = run.make_step(self, run.D, b['image'].new_zeros(rows, 0), b['c'], b, run.gan_nimg, run.cfg.schedule, 'D', deterministic=True)
     return image_grid(torch.stack([x.float().cpu() for x in (b['source'], b['driving'], s.fake['image'], b['image'])], 1).flatten(0, 1), ncols=4)
 
+# %% ../../nbs/4_papers/44_portrait4d.ipynb #b0fbe3a6
+class Player:
+    "A photograph that plays: what no driver changes is made once, what repeats is kept."
+    def __init__(self, G,       # Reconstructor
+                 image, motion, # the photograph [1,3,h,h] in -1..1, any side; the motion in it [1,dim]
+                 drive=None,    # its codes [1,k], for the shape of its neck; None: the mean head's
+                 scale=1.):     # of motion
+        self.G, self.scale, self.turn, rig, w = G, scale, None, G.rig, G.w_avg
+        with torch.inference_mode(): self.source = G.kept(G.encode(resize(image.to(w), G.cfg.image, 'antialiased'), motion.to(w), scale))
+        self.shape = None if rig is None else rig.join(None if drive is None else drive[:, :rig.n_shape].to(w))
+        self.joints = None if rig is None else rig.part([0])
+
+    def planes(self, motion): return self.G.drive(self.source, motion.to(self.G.w_avg), self.scale) # [n,dim] -> [n,p,c,d,h,w]
+
+    def own(self, drive): return in_shape_of(self.G.rig, drive.to(self.shape), self.shape) # [n,k] of a driver -> in the shape of the photograph
+
+    def seen_straight(self, c, drive): # [n,25] sees the neck turned, [n,k] -> [n,25] sees it straight, the same picture
+        "The turn of the neck goes into the camera."
+        return compose(c.to(self.shape), self.joints, self.own(drive))
+
+    def neck(self, drive=None): # [n,k] of a driver -> Posed, or None: no neck turns
+        "The last one is kept."
+        if drive is None or self.shape is None or not drive[:, -12:-9].any(): return None
+        drive = self.own(drive)
+        if self.turn is None or not torch.equal(self.turn[0], drive): self.turn = drive, self.G.pose(drive)
+        return self.turn[1]
+
+    def draw(self, planes, c, drive=None, raw_size=None): # of `planes`, [n,25], of `neck`, as `render` -> as `render`
+        return self.G.render(planes, c.to(self.G.w_avg), self.source.back, self.neck(drive), raw_size, deterministic=True)
+
 # %% ../../nbs/4_papers/44_portrait4d.ipynb #25cb3350
 class Reenacts:
     "A reconstructor that plays a driver: a Reenactor of notebook 38d."
     def __init__(self, G, motion, about=None): # Reconstructor, MotionEncoder; what is known of the checkpoint
-        self.G, self.motion, self.about, self.found, self.name = G.eval(), motion, about or {}, {}, f'{type(G).__name__} ({motion.name})'
+        self.G, self.motion, self.about, self.last, self.name = G.eval(), motion, about or {}, (None, None), f'{type(G).__name__} ({motion.name})'
 
     def felt(self, f): # Frames -> [n,dim]
-        "The motion in pictures."
-        rig, w = self.G.rig, self.G.w_avg
-        drive = f.drive.to(w)
-        uv = project(rig.landmarks(rig(*rig.split(drive))), f.c.to(w))[0]
-        return feel(self.motion, resize(f.image.to(w), self.G.cfg.image, 'antialiased'), drive, uv)
+        "The motion in pictures; the rig is posed only for an encoder that wants landmarks."
+        rig, drive = self.G.rig, f.drive.to(self.G.w_avg)
+        uv = lambda: project(rig.landmarks(rig(*rig.split(drive))), f.c.to(drive))[0]
+        return self.G.ask(self.motion, resize(f.image.to(drive), self.G.cfg.image, 'antialiased'), drive, uv)
 
-    def encode(self, source): # Frames of one row -> Source
+    def player(self, source): # Frames of one row -> Player
         "Once for each picture; the last one is kept."
         key = fingerprint(dict(x=source.image, d=source.drive))
-        if key not in self.found: self.found = {key: self.G.encode(resize(source.image.to(self.G.w_avg), self.G.cfg.image, 'antialiased'), self.felt(source))}
-        return self.found[key]
+        if self.last[0] != key: self.last = key, Player(self.G, source.image, self.felt(source), source.drive)
+        return self.last[1]
 
     @torch.inference_mode()
     def __call__(self, source, driver): # Frames of one row, of n rows -> image, depth, mask
-        s, drive = self.encode(source), in_shape_of(self.G.rig, driver.drive, source.drive)
-        out = self.G.render(self.G.drive(s, self.felt(driver)), driver.c.to(self.G.w_avg), s.back, drive.to(self.G.w_avg), deterministic=True)
+        p = self.player(source)
+        out = p.draw(p.planes(self.felt(driver)), driver.c, driver.drive)
         return dict(image=resize(out['image'], driver.image.shape[-1], 'antialiased').clamp(-1, 1), depth=out['depth'], mask=out['mask'])
 
+# %% ../../nbs/4_papers/44_portrait4d.ipynb #8db2a2b9
+def open_reconstructor(model,       # shipped name, .safetensors file, folder of a run, or a Reconstructor
+                       device=None, # None: where it is; of a name, a GPU where there is one
+                      ):            # Reconstructor, what is known of it
+    "A Portrait4D by any of its names."
+    if isinstance(model, nn.Module): G, about, what = model, {}, 'this'
+    else: (G, about), what, device = open_generator(p if (p := repo_path(model)).exists() else model), model, device or ('cuda' if torch.cuda.is_available() else 'cpu')
+    require(isinstance(G, Reconstructor), f'{what} is a {type(G).__name__}; a photograph needs a Portrait4D')
+    return (G if device is None else G.to(device)).eval(), about
 
-def open_reenactor(model, device='cpu'): # a shipped name, a .safetensors file, the folder of a run
+
+def open_encoder(G, motion_file=None): # Reconstructor; weights of its motion encoder, None: the shipped ones -> MotionEncoder
+    "The one that the model was trained with."
+    return motion_encoder(G.cfg, G.rig, motion_file, G.w_avg.device)
+
+
+def open_reenactor(model, device='cpu', motion_file=None): # of `open_reconstructor`; of `open_encoder`
     "What the template `reenact` calls: `reenactor: headnb.papers.portrait4d:open_reenactor`."
-    G, about = open_generator(p if (p := repo_path(model)).exists() else model)
-    require(isinstance(G, Reconstructor), f'{model} is a {type(G).__name__}; expected a reconstructor')
-    return Reenacts(G.to(device), motion_encoder(G.cfg, G.rig, device=device), about)
+    G, about = open_reconstructor(model, device)
+    return Reenacts(G, open_encoder(G, motion_file), about)
 
 # %% ../../nbs/4_papers/44_portrait4d.ipynb #41249695
 def released_cfg(kwargs,       # constructor arguments of a released reconstructor, by their names
