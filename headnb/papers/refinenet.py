@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import partial
 import copy, sys
 import torch
-from fastcore.basics import patch
 from ..base.core import from_dict, repo_path, require
 from ..base.show import image_grid
 from ..nets.encoder import check_image
