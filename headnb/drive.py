@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TURNS', 'GROUPS', 'to_drive', 'TrueHead', 'MadeHead', 'TexturedHead', 'actor_of', 'controls', 'driver', 'row_codes',
-           'track', 'frames_of', 'animate', 'play', 'main']
+           'track', 'staged', 'frames_of', 'animate', 'play', 'main']
 
 # %% ../nbs/6_tools/62b_drive.ipynb #a4da3605
 import argparse, functools, math, sys
@@ -161,20 +161,26 @@ def track(clip, rig, shape=None, rate=25., amount=1.): # as `row_codes`; frames 
     return row_codes(resample(clip, rate), rig, shape, amount)
 
 
+def staged(drive, actor, # [n,k]; actor
+           c=None,       # [1,25] where the camera stands; None: in front
+           head='neck',  # the turn of the head is the neck's, the camera's ('camera'), or left out ('still')
+          ):             # drive [n,k], c [n,25]
+    "Who turns: the neck, or the camera."
+    require(head in ('neck', 'camera', 'still'), f"head is '{head}'{suggest(head, ('neck', 'camera', 'still'))}")
+    c = (orbit(0., 0., getattr(actor, 'radius', 2.7), focal=getattr(actor, 'focal', 4.2647)) if c is None else c).to(drive).expand(len(drive), -1)
+    if head == 'camera': c = compose(c, actor.rig, drive)
+    return (drive if head == 'neck' else still(drive)), c
+
+
 def frames_of(clip, actor,    # Clip; actor
               rate=25.,       # frames a second
               c=None,         # [1,25] where the camera stands; None: in front
               shape=None,     # [1,n_shape]; None: the actor's
-              head='neck',    # the recorded turn of the head is the neck's, the camera's ('camera'), or left out ('still')
+              head='neck',    # as `staged`
               amount=1.,      # of `track`
               batch=4, **kw): # frames at a time; of the actor
     "Yield pictures [b,3,h,w] of a clip, in order."
-    require(head in ('neck', 'camera', 'still'), f"head is '{head}'{suggest(head, ('neck', 'camera', 'still'))}")
-    rig, who = actor.rig, getattr(actor, 'shape', None) if shape is None else shape
-    drive = track(clip, rig, who, rate, amount)
-    c = (orbit(0., 0., getattr(actor, 'radius', 2.7), focal=getattr(actor, 'focal', 4.2647)) if c is None else c).to(drive).expand(len(drive), -1)
-    if head == 'camera': c = compose(c, rig, drive)
-    if head != 'neck': drive = still(drive)
+    drive, c = staged(track(clip, actor.rig, getattr(actor, 'shape', None) if shape is None else shape, rate, amount), actor, c, head)
     for i in range(0, len(drive), batch): yield actor(drive[i:i + batch], c[i:i + batch], **kw)['image']
 
 
