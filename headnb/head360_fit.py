@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['HIDDEN', 'FACE', 'Reading', 'Painted', 'hull', 'rig_of', 'units', 'standard', 'fit_settings', 'face_points',
            'fit_shape', 'shape_error', 'masks', 'chart', 'colours', 'poisson', 'palette', 'Subjects', 'flags',
-           'look_at_subjects', 'PhotoCfg', 'start_texture', 'appearance', 'PhotoFit', 'put_on', 'choose_style', 'posed',
-           'place', 'fit_photo', 'WithoutHair', 'by_codes', 'likeness']
+           'look_at_subjects', 'PhotoCfg', 'start_texture', 'appearance', 'PhotoFit', 'wardrobe_of', 'put_on',
+           'choose_style', 'posed', 'place', 'fit_photo', 'Posed', 'by_codes', 'likeness']
 
-# %% ../nbs/6_tools/68b_head360_fit.ipynb #6c3c536d
+# %% ../nbs/6_tools/68b_head360_fit.ipynb #40fbb2c2
 import copy
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
@@ -34,7 +34,7 @@ from .gan.texture import bleed, spread, texels, view_colour
 from .nets.stylegan2 import count_ws
 from .papers.head360 import Head360, Person, small
 
-# %% ../nbs/6_tools/68b_head360_fit.ipynb #cc77de68
+# %% ../nbs/6_tools/68b_head360_fit.ipynb #52ff38d1
 class Reading(torch.nn.Module):
     "Features are colours; there is something where most sides see it."
     cfg = None
@@ -66,7 +66,7 @@ def hull(G, h): # Painted, HeadParams -> still planes [1,p,C,1,S,S]
     seen = Sides(Atlas(parts.f, parts.f, torch.zeros(len(parts.v), 2), keep=False), G.sides.cfg).draw(parts.v[None]).mask()
     return torch.cat([torch.zeros_like(seen).expand(-1, 4, -1, -1), 3*seen], 1)[None, :, :, None]
 
-# %% ../nbs/6_tools/68b_head360_fit.ipynb #d3978ab3
+# %% ../nbs/6_tools/68b_head360_fit.ipynb #3440e9d0
 def rig_of(G, rig=None): # Head360; Rig of the mesh that its texture lies on, None: its own
     "The rig that is fitted."
     require(isinstance(G, Head360), f'{type(G).__name__} has no neural texture; a Head360 is fitted')
@@ -89,7 +89,7 @@ def standard(model): # Bilinear -> Bilinear with codes of mean 0 and spread 1, f
     turned = dict(core=torch.tensordot(axes, model.core, 1), base=model.base + torch.tensordot(mean, model.core, 1), people=(p - mean)@vh.mT/s*len(p)**.5)
     return Bilinear(model.arrays() | {k: x.cpu().numpy() for k, x in turned.items()}, check=False).to(model.core.device), lambda a: mean + a@axes
 
-# %% ../nbs/6_tools/68b_head360_fit.ipynb #a438471f
+# %% ../nbs/6_tools/68b_head360_fit.ipynb #1f574830
 def fit_settings(G, cfg): # FitCfg -> for the cameras of G
     return replace(cfg, focal=G.cfg.focal, distance=G.cfg.radius/units(G))
 
@@ -112,14 +112,14 @@ def fit_shape(rig, points, cfg): # Rig, [n,70,2] picture widths, FitCfg -> Fit, 
     f = fit_rig(plain, points, cfg, quiet=True)
     return replace(f, shape=back(f.shape))
 
-# %% ../nbs/6_tools/68b_head360_fit.ipynb #24236581
+# %% ../nbs/6_tools/68b_head360_fit.ipynb #77812654
 def shape_error(a, b, rig): # vertices [n,v,3] each -> [n], in heights of the mean face
     "Mean distance of the face, rigidly aligned."
     at = rig.face_ids
     a, b, y = a[:, at], b[:, at], rig.v_template[at, 1]
     return (onto(a, b) - b).norm(dim=2).mean(1)/(y.max() - y.min())
 
-# %% ../nbs/6_tools/68b_head360_fit.ipynb #4939bf8e
+# %% ../nbs/6_tools/68b_head360_fit.ipynb #ca6b2c07
 HIDDEN = 'hair', 'hat', 'glasses', 'cloth'         # parts that a bald head lacks
 FACE = 'skin', 'brow', 'eye', 'lip', 'mouth'       # parts whose colours are taken
 
@@ -135,7 +135,7 @@ def masks(image, judges, hidden=HIDDEN): # [1,3,s,s]; Judges -> person, counted,
     skin = 1 - F.max_pool2d((at(*FACE) < .5).float(), 3, 1, 1)                        # not at the border: there a pixel is half hair or wall
     return person, (1 - gone).round(), big(skin)
 
-# %% ../nbs/6_tools/68b_head360_fit.ipynb #b91d4f07
+# %% ../nbs/6_tools/68b_head360_fit.ipynb #1c12cd1d
 def chart(G): # -> Hits of the texels that lie on the mesh
     "Where the texels are."
     a = G.sides.atlas
@@ -154,7 +154,7 @@ def colours(render, c,  # function: c [1,25] -> dict(image [1,3,h,w], mask [1,1,
     rgb, w = put(2*rgb - 1), put(w)[..., 0]
     return torch.from_numpy(bleed(rgb.numpy(), (w > 1e-3).numpy())).permute(2, 0, 1), w
 
-# %% ../nbs/6_tools/68b_head360_fit.ipynb #5aec612c
+# %% ../nbs/6_tools/68b_head360_fit.ipynb #2e2168b2
 def poisson(photo, seen, # [3,h,w] in -1..1, bool [h,w]
             other):      # [3,h,w] -> [3,h,w]
     "A photo's colours where it has any; elsewhere another's, with the photo's at the seam."
@@ -169,7 +169,7 @@ def poisson(photo, seen, # [3,h,w] in -1..1, bool [h,w]
     out = cv2.seamlessClone(bytes_(other), bytes_(photo), hole, (x0 + (x1 - x0)//2, y0 + (y1 - y0)//2), cv2.NORMAL_CLONE)[4:-4, 4:-4]
     return torch.where(seen, photo, torch.from_numpy(out.astype(np.float32)).permute(2, 0, 1).to(photo)/127.5 - 1)
 
-# %% ../nbs/6_tools/68b_head360_fit.ipynb #b5ddfb1e
+# %% ../nbs/6_tools/68b_head360_fit.ipynb #91f569d4
 def palette(textures, maps, # [n,c,h,w], [n,3,h,w]
             known,          # bool [h,w]: texels whose colours were seen
             ridge=1e-2):    # share of the colours' variance -> B [c,3]
@@ -212,7 +212,7 @@ def look_at_subjects(G, x, n=8, views=6, seed=0): # Head360, [1,v+k,3] of `pose`
     textures = torch.cat([p.texture for p in people])
     return Subjects(ws, textures, people[0].still, maps, known, palette(textures, maps, known))
 
-# %% ../nbs/6_tools/68b_head360_fit.ipynb #f330766b
+# %% ../nbs/6_tools/68b_head360_fit.ipynb #eaf3d234
 @dataclass(frozen=True)
 class PhotoCfg:
     "How a photograph is fitted."
@@ -258,7 +258,7 @@ def appearance(G, ws, c, x,    # Head360, [1,n,w_dim], [1,25], [1,v+k,3]
         history.append(off.item())
     return Person((first + spread*moved).detach(), still.detach()), history
 
-# %% ../nbs/6_tools/68b_head360_fit.ipynb #2d9b7827
+# %% ../nbs/6_tools/68b_head360_fit.ipynb #7de5fad6
 @dataclass
 class PhotoFit:
     "A photograph's head."
@@ -284,6 +284,13 @@ class PhotoFit:
     def drive(self): return self.codes.drive(self.rig)   # [1,k]
 
 
+def wardrobe_of(G, z, styles): # Head360; [n,z_dim] latents of people, [n] ids of what they wear -> {id: style codes [1,num_ws,w_dim] of the first who wears it}
+    "Hair of the people a model was trained on."
+    require(len(z) == len(styles), f'{len(z)} people, {len(styles)} hairstyles')
+    ids = [int(k) for k in styles]
+    with torch.no_grad(): return {k: G.map(z[(i := ids.index(k)):i + 1], G.orbit().to(z)) for k in sorted(set(ids))}
+
+
 def put_on(G, wardrobe, style, ws): # {id: style codes [1,n,w_dim] of a wearer, or still planes [1,p,C,1,S,S]} -> still planes
     "The hair of somebody who wears that style."
     it = wardrobe[style].to(ws)
@@ -304,7 +311,7 @@ def choose_style(image, hairstyle, wardrobe, classifier, judges): # [1,3,s,s]; i
     k = max(wardrobe, key=lambda i: float(p[i]))
     return Hairstyle(k, names[k], float(p[k]), f'{best.by}, of {len(wardrobe)} in the wardrobe; else {best.name}')
 
-# %% ../nbs/6_tools/68b_head360_fit.ipynb #ebe63569
+# %% ../nbs/6_tools/68b_head360_fit.ipynb #7b77e64f
 def posed(rig, codes, G): # Rig, Fit, Head360 -> [1,v+k,3]: vertices, and behind them as many landmarks as the model counts
     "What the mesh does in the photo."
     v, n = codes.vertices(rig), G.cfg.landmarks
@@ -372,20 +379,19 @@ def render(self: PhotoFit, c=None, drive=None, wears=None): # [n,25], None: its 
     planes = self.G.make_planes(self.ws, x, 'const', person=self.person, **flags(self.G, wears))
     return self.G.synthesize(self.ws.expand(len(c), -1, -1), c, noise='const', deterministic=True, planes=planes.expand(len(c), *planes.shape[1:]))
 
-# %% ../nbs/6_tools/68b_head360_fit.ipynb #44407c9a
-class WithoutHair:
-    "What `invert` asks of a generator: labels that hold a drive, and no flag of hair."
-    def map(self, z, c_cond=None, *a): return super().map(z, None if c_cond is None else c_cond[:, :25], *a)
+# %% ../nbs/6_tools/68b_head360_fit.ipynb #a95c1374
+class Posed:
+    "What `invert` asks of a generator, from a model whose mesh is fixed and whose hair is off."
+    def pose(self, drive=None, n=1): return self.mesh
     def make_planes(self, ws, drive=None, noise='random', generator=None, hair=None, person=None):
-        return super().make_planes(ws, drive, noise, generator, torch.zeros(len(ws)) if self.cfg.stage == 2 else None, person)
+        return super().make_planes(ws, self.mesh.expand(len(ws), -1, -1), noise, generator, torch.zeros(len(ws)) if self.cfg.stage == 2 else None, person)
 
 
-def by_codes(fit, cfg=InvertCfg('w', fit_noise=False), **kw) -> Inversion: # PhotoFit
+def by_codes(fit, cfg=InvertCfg('w', fit_noise=False), **kw) -> Inversion: # PhotoFit; as `invert` takes them
     "The same picture and mask by inversion; shape and camera as they were found."
-    require(fit.G.rig is not None, 'inversion drives by codes; this generator carries a bare mesh')
-    bald = copy.copy(fit.G)
-    bald.__class__ = type('WithoutHair', (WithoutHair, type(fit.G)), {})
-    return invert(bald, fit.target, fit.c, cfg, mask=fit.counted, drive=fit.codes.drive(fit.rig), **kw)
+    G = copy.copy(fit.G)
+    G.__class__, G.mesh = type('Posed', (Posed, type(fit.G)), {}), fit.x
+    return invert(G, fit.target, fit.c, cfg, mask=fit.counted, **kw)
 
 
 def likeness(image, target, counted): # [1,3,s,s] twice, [1,1,s,s] -> L1
