@@ -107,7 +107,7 @@ def trained(path): # as `checkpoint_file` -> (frozen generator, module of its pa
     "A generator, and how it was trained."
     package = load(checkpoint_file(p if (p := repo_path(path)).exists() else path))
     paper, cfg = sys.modules[type(package.cfg).__module__], package.cfg
-    ok = all(hasattr(paper, k) for k in ('arrange', 'make_step')) and hasattr(cfg, 'train')
+    ok = all(hasattr(paper, k) for k in ('arrange', 'make_step')) and not getattr(paper, 'ROLES', ()) and hasattr(cfg, 'train')
     require(ok, f'{path} is a {type(cfg).__name__}: how it makes a picture of its data set again is not known, so there is no pair; a trained Head360 is expected')
     return package.into('G_ema' if 'G_ema' in package.models else 'G', generator_of(cfg.G)).eval().requires_grad_(False), paper, cfg
 
