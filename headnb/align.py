@@ -259,7 +259,9 @@ def pnp(p,      # [k,2] landmarks, crop widths
         cost = cost.sum() + new[2]@new[2]
         if cost < best:
             done, best, (R, t, a), damp = best - cost < 1e-9*cost, cost, new, damp/5
-            H, g = np.einsum('kin,kim,k->nm', J, J, weight) + price, np.einsum('kin,ki,k->n', J, r, weight) + price@np.r_[np.zeros(6), a]
+            A = J.reshape(-1, 6 + m)
+            WA = A*np.repeat(weight, 2)[:, None]
+            H, g = A.T@WA + price, r.reshape(-1)@WA + price@np.r_[np.zeros(6), a]
             if done: break
         else: damp *= 5
         step = -np.linalg.solve(H + damp*np.diag(np.diag(H) + 1e-9), g)
