@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['aten', 'SURE', 'PLACES', 'RESERVE', 'WASTE', 'Ledger', 'told', 'everywhere', 'answer', 'made_up', 'Blank',
            'without_files', 'make_run', 'moments', 'saving', 'play_all', 'play_through', 'forget_constants', 'hollow',
-           'Memory', 'weights_of_run', 'predict', 'measure', 'Proposal', 'line', 'propose', 'card_bytes', 'report',
-           'main']
+           'Memory', 'weights_of_run', 'predict', 'measure', 'Proposal', 'line', 'propose', 'first_that_fits',
+           'card_bytes', 'report', 'main']
 
 # %% ../nbs/6_tools/65b_sizing.ipynb #be3bc3b7
 from contextlib import contextmanager, nullcontext
@@ -209,6 +209,7 @@ def weights_of_run(run: Run) -> dict:  # bytes
 
 def predict(spec: TrainRun, cfg, b: int, hooks=True) -> Memory:  # samples at a time; count what is saved, too?
     "Peak memory of a training step, without taking one."
+    cfg = replace(cfg, train=replace(cfg.train, micro_batch=None))
     with hollow():
         run, real = make_run(spec, cfg, b)
         parts, run.batches, run.acc = weights_of_run(run), None, None       # threads and processes are not copied
@@ -250,7 +251,7 @@ class Proposal:
     accumulate: int            # micro-batches of a step
     peak: float                # bytes, at that micro-batch
     room: float                # bytes that may be used
-    checkpointing: bool        # needed: not even the smallest micro-batch fits
+    recompute: str = 'none'    # what the backward pass makes again
 
 
 def line(spec, cfg, small=1):  # samples at a time -> (bytes at 0, bytes of a sample, two Memory)
@@ -264,13 +265,25 @@ def propose(fixed: float, each: float,      # of `line`
             batch: int,                     # of one process
             group: int,                     # of the minibatch statistic
             card: float,                    # bytes
+            gradients: float = 0.,          # bytes of them: in parts they live on while the next part is computed
+            recompute: str = 'none',        # with which those were found
            ) -> Proposal:
     "The largest micro-batch that divides the batch."
     room = (card - RESERVE)*(1 - WASTE)
     whole = [m for m in range(1, batch + 1) if batch % m == 0 and (m % group == 0 or m == batch)]
-    fits = [m for m in whole if fixed + each*m <= room]
+    peak = lambda m: fixed + each*m + gradients*(m < batch)
+    fits = [m for m in whole if peak(m) <= room]
     m = max(fits) if fits else None
-    return Proposal(m, batch//(m or whole[0]), fixed + each*(m or whole[0]), room, not fits)
+    return Proposal(m, batch//(m or whole[0]), peak(m or whole[0]), room, recompute)
+
+
+def first_that_fits(spec, cfg, batch, group, card):  # -> Proposal, (bytes at 0, bytes of a sample, two Memory)
+    "Nothing made again, then the rays, then all blocks: the first with which a micro-batch fits, else the last."
+    for how in ('none', 'render', 'all'):
+        found = line(spec, replace(cfg, train=replace(cfg.train, recompute=how)), group)
+        plan = propose(*found[:2], batch, group, card, found[2][0].parts['gradients'], how)
+        if plan.micro: break
+    return plan, found
 
 # %% ../nbs/6_tools/65b_sizing.ipynb #e3e25862
 def card_bytes(card):  # '24' (GB), '24GB', or bytes
@@ -289,8 +302,8 @@ def report(name, card, changes=()) -> str:  # specification; as `card_bytes`; 'n
     require(cfg.train.batch % spec.processes == 0, f'batch {cfg.train.batch} does not divide by {spec.processes} processes')
     batch, group = cfg.train.batch//spec.processes, getattr(cfg.D, 'mbstd_group', 1) or 1
     small = min(group, batch)
-    fixed, each, (one, two) = line(spec, cfg, small)
-    return '\n'.join(_lines(run_name, spec, cfg, two, propose(fixed, each, batch, small, room), fixed, each, room) + [f'not here, the shipped one stands in for it: {g}' for g in gone])
+    plan, (fixed, each, (one, two)) = first_that_fits(spec, cfg, batch, small, room)
+    return '\n'.join(_lines(run_name, spec, cfg, two, plan, fixed, each, room) + [f'not here, the shipped one stands in for it: {g}' for g in gone])
 
 
 def _lines(name, spec, cfg, mem, plan, fixed, each, card):
@@ -301,10 +314,9 @@ def _lines(name, spec, cfg, mem, plan, fixed, each, card):
         mine = [r for r in mem.rows if r['phase'] == phase]
         out.append(f'  {phase:20s}{gb(max(r["saved"] for r in mine)):>22s}{gb(max(r["peak"] for r in mine)):>14s}')
     out += ['', f'  without a sample    {gb(fixed)}', f'  each sample         {gb(each)}']
-    if plan.micro: out.append(f'-> micro-batch {plan.micro}, accumulate {plan.accumulate} x, {spec.processes} process(es): peak {gb(plan.peak).strip()}; checkpointing is not needed')
-    else: out.append(f'-> does not fit: the smallest micro-batch takes {gb(plan.peak).strip()}; it needs checkpointing of activations, fewer rays or a larger card')
-    if plan.micro and plan.accumulate > 1: out.append('   (the loop of notebook 37 does not accumulate: take as many processes, or a smaller train.batch with gamma to match)')
-    return out
+    if not plan.micro: return out + [f'-> does not fit: with everything made again the smallest micro-batch takes {gb(plan.peak).strip()}; it needs fewer rays or a larger card']
+    flags = ''.join([f' -p train.recompute={plan.recompute}' if plan.recompute != 'none' else '', f' -p train.micro_batch={plan.micro}' if plan.accumulate > 1 else ''])
+    return out + [f'-> micro-batch {plan.micro}, accumulate {plan.accumulate} x, made again in the backward pass: {plan.recompute}; {spec.processes} process(es), peak {gb(plan.peak).strip()}' + (f':{flags}' if flags else '')]
 
 # %% ../nbs/6_tools/65b_sizing.ipynb #e1e191f8
 def main(argv=None) -> int:

@@ -251,12 +251,13 @@ class Run:
         self.start = None                          # images seen when weights without Adam's moments came in
         self.seconds, self.signs, self.bad, self.status, self.shared = 0., [0., 0], torch.full((), -1, device=self.device), 'new', None
         self._params = {w: list(m.parameters()) for w, m in (('G', self.G), ('D', self.D))}
-        self.means = [b for n, b in self.G.named_buffers() if n.split('.')[-1] == 'w_avg']   # running means of styles
         _spare(self)
         _share(self)
 
     @property
     def z_dim(self): return self.G.mapping.cfg.z_dim if hasattr(self.G, 'mapping') else 0   # 0: a model without latents (Portrait4D)
+    @property
+    def means(self): return [b for n, b in self.G.named_buffers() if n.split('.')[-1] == 'w_avg']   # running means of styles
     @property
     def turn(self): return [*self.sets][self.step % len(self.sets)]    # whose batch it is: '' where there is one set
     @property
@@ -347,16 +348,16 @@ def only_fakes(step: Step, born):  # what it held when it was made -> the same s
 def gather_gradients(run: Run, phase: Phase, terms, steps):  # one step for each micro-batch; -> mean loss, numbers for the log, the steps
     "Gradients of the mean over all micro-batches. Running means of styles move once, by the mean of what each would do."
     half = {'fp32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}[run.cfg.precision]
-    n, mean, stats, done, start = run.parts, 0., [], [], [m.clone() for m in run.means]
-    moved = [m*0 for m in run.means]
+    n, mean, stats, done, means = run.parts, 0., [], [], run.means
+    start, moved = [m.clone() for m in means], [m*0 for m in means]
     for j, step in enumerate(steps):
-        for m, was in zip(run.means, start): m.copy_(was)
+        for m, was in zip(means, start): m.copy_(was)
         born = {*step.__dict__}
         with own_noise(run, phase, j), torch.autocast(run.device.type, dtype=half or torch.bfloat16, enabled=half is not None): loss = total(terms, step, run.nimg)/n
         loss.backward()
         mean, stats, done = mean + loss.detach(), stats + [step.stats], done + [only_fakes(step, born)]
-        for m, to in zip(run.means, moved): to += m/n
-    for m, to in zip(run.means, moved): m.copy_(to)
+        for m, to in zip(means, moved): to += m/n
+    for m, to in zip(means, moved): m.copy_(to)
     return mean, {**stats[0]} if n == 1 else {k: torch.cat([s[k].flatten() for s in stats]) for k in stats[0]}, done
 
 

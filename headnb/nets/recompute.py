@@ -7,7 +7,7 @@ __all__ = ['FRESH', 'LIKE', 'BLOCKS', 'dealt', 'SampleNoise', 'recomputed', 'rec
 
 # %% ../../nbs/1_nets/19_recompute.ipynb #3538a05b
 from contextlib import nullcontext
-from functools import wraps
+from functools import partial
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
@@ -61,7 +61,7 @@ class SampleNoise(TorchFunctionMode):
         if mine := first == self.here: args[at] = self.total if isinstance(size, int) else (self.total, *rest)
         g = torch.Generator(device).manual_seed((self.seed*4096 + self.calls) % 2**63)
         self.calls += 1
-        out = func(*args, **kw, generator=g)
+        out = func(*args, **kw | dict(generator=g))
         return out[self.rows] if mine else out
 
 # %% ../../nbs/1_nets/19_recompute.ipynb #1d7889c1
@@ -76,14 +76,15 @@ class _Second:
         for x, n in zip(self.lists, self.sizes): del x[n:]
 
 
+def _again(f, lists, *args, **kw):
+    if not torch.is_grad_enabled(): return f(*args, **kw)
+    noise = SampleNoise.now and SampleNoise.now.again()
+    return checkpoint(f, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), _Second(noise, lists)), **kw)
+
+
 def recomputed(f, lists=()):  # function of tensors and other things; lists it appends to -> the same function
     "Keeps its input for the backward pass, and nothing from inside."
-    @wraps(f)
-    def g(*args, **kw):
-        if not torch.is_grad_enabled(): return f(*args, **kw)
-        noise = SampleNoise.now and SampleNoise.now.again()
-        return checkpoint(f, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), _Second(noise, lists)), **kw)
-    return g
+    return partial(_again, f, lists)   # a copy of a network copies it, too
 
 
 BLOCKS = (SynthesisBlock, DiscriminatorBlock, CrossBlock, SelfBlock)
