@@ -27,7 +27,7 @@ from ..gan.checkpoint import released_generator_cfg
 from ..gan.codes import still
 from ..gan.generator import Generator, GeneratorCfg
 from ..gan.synhead import facts_of, recoded
-from ..gan.terms import Logistic, R1, Step, Term, density_terms, raw_size
+from ..gan.terms import Logistic, R1, ScheduleCfg, Step, Term, density_terms, raw_size
 from ..gan.train import ModelCfg, TrainCfg, choose, short
 from ..nets.discriminator import Discriminator, DiscriminatorCfg
 from ..nets.styleunet import StyleUNetCfg
@@ -54,6 +54,7 @@ class Head360GCfg(GeneratorCfg):
     topology: tuple[int, ...] = () # `Atlas.sizes` of a mesh that the checkpoint carries; vertices drive it, and `rig` is not opened
     landmarks: int = 12        # rows behind the vertices
     lips: tuple[int, int] = (0, 12) # which of them are the contour of the lips
+    embedded: bool = True      # landmarks come from the rig's embedding; False: they are its last vertices (SYNHEAD100's meshes with their lips)
     least: int = 0             # pixels: half the side of the box around the mouth, at least; 0: as released, where a closed mouth on small planes has an empty box and is refused
 
     def __post_init__(self):
@@ -165,7 +166,7 @@ def pose(self: Head360, drive=None, # [b,k] codes of the rig, [b,v+n,3] vertices
     if torch.is_tensor(drive) and drive.ndim == 3: return drive
     require(self.rig is not None, 'this generator was made for an atlas without a rig: drive it by vertices and landmarks [b,v+n,3]')
     x = self.rig(*self.rig.split(self.rig.join().expand(n, -1) if drive is None else drive))
-    return torch.cat([x, self.rig.landmarks(x)], 1)
+    return torch.cat([x, self.rig.landmarks(x)], 1) if self.cfg.embedded else x
 
 
 @patch
@@ -321,7 +322,7 @@ class Head360Step(Step):
 @patch
 @torch.no_grad()
 def preview(self: Head360, run, rows=4): # of notebook 37 -> uint8 [h,w,3]
-    "Pictures of the set, the same again, and from other sides; at the end with and without hair (stage 2)."
+    "What a run shows of itself: pictures of the set, the same again, then other cameras; at the end with and without hair (stage 2)."
     data, k = next(iter(run.sets.values())), next(iter(run.sets))
     i = torch.arange(rows)*max(1, len(run.labels[k])//rows) % len(run.labels[k])
     c, around = run.labels[k][i], yaw_pitch(run.labels[k])[0].abs().max() > math.pi/2
@@ -431,8 +432,15 @@ def training(kimg, batch, gamma, raw, **kw):
 
 _ROOM = dict(box=.7, near=2.35, far=3.05, mapping=dict(lr_mul=.1, zero_c=True), jitter='picture')
 _NEXT = dict(variant='next3d', **_ROOM)
-_FAST, _ALONE = dict(share_fakes=True, lr_G=.002, lr_D=.003), dict(latent='random', photo_weight=0.)
+_FAST, _ALONE, _OWN = dict(share_fakes=True, lr_G=.002, lr_D=.003), dict(latent='random', photo_weight=0.), dict(latent='person')
+_BATCH8 = ScheduleCfg(blur_kimg=50., ema_kimg=2.5)   # 200 kimg and 10 kimg at batch 32
 CONFIGS = {
+    'tiny': model(small(16, 16, 16, samples=12, **_ROOM), training(.064, 8, .3, 16, log_every=1, **_OWN), 341),
+    'micro': model(small(32, 32, 32, 12, 64, 32, 1024, 64, **_ROOM), training(8., 16, .05, 32, **_FAST, **_OWN), 1024),
+    'mini': model(small(64, 32, 32, 16, 128, 64, 3072, 128, 14, **_ROOM), training(200., 16, .05, 32, **_FAST | dict(lr_G=.0015), **_OWN), 2048),
+    'paper': Head360Cfg(replace(PAPER, rig='bilinear:data/synhead100.npz', embedded=False), DiscriminatorCfg(mbstd_group=2, half='float16'),
+                        Head360TrainCfg(24000., 8, lr_D=.0025, density_weight=.0025, schedule=_BATCH8, photo_weight=1., gan_weight=.01, **_OWN)),
+    'released': Head360Cfg(replace(Head360GCfg(), rig='bilinear:data/synhead100.npz', embedded=False)),
     'next3d-tiny': model(small(16, 16, 16, samples=12, **_NEXT), training(.064, 8, .3, 16, log_every=1, **_ALONE), 341),
     'next3d-micro': model(small(32, 32, 32, 12, 64, 32, 1024, 64, **_NEXT), training(8., 16, .05, 32, **_FAST, **_ALONE), 1024),
     'next3d': Head360Cfg(replace(NEXT3D, rig='flame', sides=replace(NEXT3D.sides, scale=2., shift=(0., 0., 0.))), DiscriminatorCfg(c_noise=1., half='float16'), Head360TrainCfg(**_ALONE))}
