@@ -124,7 +124,7 @@ def rendered(path, pictures, side=None, mirror=False, device=None): # generator 
     "What a trained generator makes of its data, and the data."
     G, paper, cfg = trained(path)
     G, name = G.to(device or ('cuda' if torch.cuda.is_available() else 'cpu')), fingerprint(G.state_dict())[:12]
-    ds = paper.arrange(cfg, HeadDataset(pictures, side))
+    ds = paper.arrange(cfg, HeadDataset(pictures, side, masks=None, depth=None))
     here = next(G.parameters()).device
     make = lambda b: again(G, paper, cfg, {k: x.to(here) for k, x in b.items()})
     return Pairs(ds, make, ['rendered', name], mirror)
