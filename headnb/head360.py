@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['LIMIT', 'FACE', 'Unknown', 'Line', 'line_name', 'parse_line', 'pipe_lines', 'Packets', 'Heard', 'listen', 'as_clip',
-           'record', 'perform', 'check_hair', 'swap_hair', 'hair_table', 'face_mask', 'change', 'fitted_heads',
-           'true_views', 'Spots', 'spotted_head', 'follow', 'open_lines', 'until_stopped', 'live', 'hair_picture',
-           'main']
+           'record', 'perform', 'check_hair', 'swap_hair', 'hair_table', 'face_mask', 'change', 'true_views',
+           'fit_planes', 'fitted_heads', 'Spots', 'spotted_head', 'follow', 'open_lines', 'until_stopped', 'live',
+           'hair_picture', 'main']
 
 # %% ../nbs/6_tools/68_head360.ipynb #d9f5505f
 import argparse, json, math, os, select, socket, sys, time
@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 import torch
+from fastcore.basics import patch
 from .base.camera import orbit, project
 from .base.core import BadInput, require
 from .base.provenance import write_png
@@ -83,7 +84,7 @@ def pipe_lines(fd,        # file descriptor
             return
         data = os.read(fd, 1 << 16)
         *whole, rest = (rest + data).split(b'\n')
-        for x in whole + ([rest] if not data and rest else []):
+        for x in whole + ([rest] if not data and (rest or over) else []):
             yield None if over or len(x) > LIMIT else x
             over, came = False, True
         if not data: return
@@ -112,23 +113,27 @@ class Packets:
         data = self.socket.recv(LIMIT + 1)
         return None if len(data) > LIMIT else data
 
-    def __iter__(self):
-        came = False
-        while True:
-            try: data = self.take(self.wait)
-            except TimeoutError:
-                require(came, f'nothing came to UDP port {self.port} in {self.wait:g} s: is the sender running, and does it send to 127.0.0.1:{self.port}?')
-                return
-            came = True
-            yield self.last(data) if self.newest else data
+# %% ../nbs/6_tools/68_head360.ipynb #ebb343b4
+@patch
+def last(self: Packets, data): # of what waits; a flood is cut at 1000
+    "The newest packet."
+    for _ in range(1000):
+        try: data = self.take(0)
+        except BlockingIOError: break
+        self.overtaken += 1
+    return data
 
-    def last(self, data): # of what waits; a flood is cut at 1000
-        "The newest packet."
-        for _ in range(1000):
-            try: data = self.take(0)
-            except BlockingIOError: break
-            self.overtaken += 1
-        return data
+
+@patch
+def __iter__(self: Packets):
+    came = False
+    while True:
+        try: data = self.take(self.wait)
+        except TimeoutError:
+            require(came, f'nothing came to UDP port {self.port} in {self.wait:g} s: is the sender running, and does it send to 127.0.0.1:{self.port}?')
+            return
+        came = True
+        yield self.last(data) if self.newest else data
 
 # %% ../nbs/6_tools/68_head360.ipynb #4cd6266b
 @dataclass
@@ -248,6 +253,26 @@ def change(a, b, mask): # pictures [n,3,h,w] in -1..1, twice; [n,1,h,w] -> [n]
     "Mean |difference| inside, as a share of the range; NaN where the mask is empty."
     return ((a - b).abs()*mask).sum((1, 2, 3))/(2*a.shape[1]*mask.sum((1, 2, 3)))
 
+# %% ../nbs/6_tools/68_head360.ipynb #d9b722d9
+def true_views(p, drive, c, size, hair=True): # HeadParams, [1,k], [n,25], pixels -> as `render_heads`
+    "Somebody on white, doing what a drive says."
+    return render_heads(acting(load_head(), [p], drive)*len(c), c, size, hair, background='white', corr=False)
+
+# %% ../nbs/6_tools/68_head360.ipynb #63c35d55
+def fit_planes(G, texture, still, # Head360 of stage 2; [n,c,H,W] and [n,p,C,1,S,S], which learn with its decoder
+               drawn, truth,      # of each expression, of each person: Hits, pictures (bald, with hair) [views,3,r,r]
+               c, steps, raw, lr):
+    "One person in one expression from two cameras a step, once bald and once with hair."
+    opt = torch.optim.Adam([dict(params=[texture, still], lr=lr), dict(params=G.decoder.parameters(), lr=lr/3)], betas=(.9, .99))
+    pace = torch.optim.lr_scheduler.LambdaLR(opt, lambda k: min(1., 2.05 - 2*k/steps))
+    for k in range(steps):
+        i, e, v = k % len(texture), int(torch.randint(len(drawn), ())), torch.randint(len(c), (2,))
+        bald = G.sides.planes(G.sides.features(drawn[e][i], texture[i:i+1]))
+        got = G.volume(torch.cat([bald, bald + still[i:i+1]]), c[v], raw)[0][:, :3]
+        want = torch.stack([truth[e][i][h][v[h]] for h in (0, 1)])
+        loss = (got - want).abs().mean() + .002*still[i].abs().mean()
+        opt.zero_grad(); loss.backward(); opt.step(); pace.step()
+
 # %% ../nbs/6_tools/68_head360.ipynb #ffdb1f11
 def fitted_heads(people,                  # [HeadParams], each with hair of their own
                  expressions=({},),       # ARKit weights that are seen
@@ -267,22 +292,9 @@ def fitted_heads(people,                  # [HeadParams], each with hair of thei
     c = orbit(yaw, .3*torch.sin(3*yaw), G.cfg.radius, focal=focal)
     truth = [[[true_views(p, d[i:i+1], c, raw, hair)['image'] for hair in (False, True)] for i, p in enumerate(people)] for d in drives]
     texture, still = (torch.randn(len(people), *s).mul(.1).requires_grad_() for s in ((8, 64, 64), (6, 8, 1, planes, planes)))
-    opt = torch.optim.Adam([dict(params=[texture, still], lr=lr), dict(params=G.decoder.parameters(), lr=lr/3)], betas=(.9, .99))
-    pace = torch.optim.lr_scheduler.LambdaLR(opt, lambda k: min(1., 2.05 - 2*k/steps))
     drawn = [[G.sides.draw(G.pose(d[i:i+1])) for i in range(len(people))] for d in drives]
-    for k in range(steps):
-        i, e, v = k % len(people), int(torch.randint(len(drives), ())), torch.randint(views, (2,))
-        bald = G.sides.planes(G.sides.features(drawn[e][i], texture[i:i+1]))
-        got = G.volume(torch.cat([bald, bald + still[i:i+1]]), c[v], raw)[0][:, :3]
-        want = torch.stack([truth[e][i][h][v[h]] for h in (0, 1)])
-        loss = (got - want).abs().mean() + .002*still[i].abs().mean()
-        opt.zero_grad(); loss.backward(); opt.step(); pace.step()
+    fit_planes(G, texture, still, drawn, truth, c, steps, raw, lr)
     return G.requires_grad_(False), Person(texture.detach(), still.detach()), rest
-
-
-def true_views(p, drive, c, size, hair=True): # HeadParams, [1,k], [n,25], pixels -> as `render_heads`
-    "Somebody on white, doing what a drive says."
-    return render_heads(acting(load_head(), [p], drive)*len(c), c, size, hair, background='white', corr=False)
 
 # %% ../nbs/6_tools/68_head360.ipynb #98faf486
 class Spots(torch.nn.Module):

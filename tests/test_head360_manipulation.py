@@ -110,7 +110,7 @@ def test_landmarks_follow():
 
 
 def test_hair_swap_leaves_the_face():
-    "Two people fitted to true renders; where both truths show a face it changes by less than 0.07 of the range, where they show hair by more than twice that, and towards the truth."
+    "Two people fitted to true renders; where both truths show a face it changes by less than 0.1 of the range, where they show hair by more than twice that, and towards the truth."
     plain = dict(neck=(0.,)*3, jaw=(0.,)*3, eyes=(0.,)*3, expression=(0.,)*52, beard='none', background='white')
     sitters = [replace(sample_head(s, hair=h, hats=False, specs=False), **plain) for s, h in ((3, 'side part'), (4, 'afro'))]
     dressed = [replace(a, **{k: getattr(b, k) for k in ('hair', 'hair_color', 'hair_tip', 'grey', 'length', 'volume')}) for a, b in zip(sitters, sitters[::-1])]
@@ -127,7 +127,7 @@ def test_hair_swap_leaves_the_face():
         f, h = change(before, drawn, face), change(before, drawn, hair)
         print(f'face {f.item():.3f} hair {h.item():.3f}; hair to the truth {change(drawn, true["image"], hair).item():.3f}, before {change(before, true["image"], hair).item():.3f}')
         assert face.sum() > 20 and hair.sum() > 50
-        assert f < .07 and h > 2*f and change(drawn, true['image'], hair) < change(before, true['image'], hair)
+        assert f < .1 and h > 2*f and change(drawn, true['image'], hair) < change(before, true['image'], hair)
 
 
 def test_hair_of_stage_one_is_refused(model, tmp_path, capsys):
