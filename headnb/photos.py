@@ -336,17 +336,18 @@ class Desk:
         return f.getvalue()
 
 # %% ../nbs/6_tools/63b_photos.ipynb #5760b90e
-def contents(source, bench, part=(0, 1), workers=1, verify=False): # -> {name: SHA-256}, {name: why it cannot be read}
-    "What lies in every photo that this part or another one has read."
+def contents(source, bench, mine, workers=1, verify=False): # source, Bench, names that this part reads -> {name: SHA-256}, {name: why it cannot be read}
+    "What lies in every file that this part or another one has read."
     ins = Inputs(getattr(source, 'files', source), bench.folder)
-    sums, bad = ins.sums(source.names[part[0]::part[1]], verify, workers)
-    return (sums if part == (0, 1) else ins.known(source.names) | sums), bad
+    sums, bad = ins.sums(mine, verify, workers)
+    theirs, worse = ins.known([n for n in source.names if n not in sums and n not in bad])
+    return theirs | sums, worse | bad
 
 
 def look_at_all(desk, bench, workers=1, part=(0, 1), verify=False): # -> records {name: record}, rejected {name: (reason, detail)}, keys {name: content}, sums {name: SHA-256}, Tally
     "The first pass: every photo of this part once."
     (source, d), cfg, first, keys = desk.open(), desk.cfg, {}, {}
-    sums, bad = contents(source, bench, part, workers, verify)
+    sums, bad = contents(source, bench, source.names[part[0]::part[1]], workers, verify)
     stamp, rejected = digest(dict(names=d.names, start=to_dict(cfg.start), others=cfg.limits.others, net=[to_dict(c) for c in (cfg.box_cfg, cfg.pose_cfg)]))[:8], {n: ('broken', why) for n, why in bad.items()}
     for n in source.names:
         if n not in sums: continue
@@ -648,12 +649,12 @@ def show_errors(rows):
     for (side, k), (n, e) in rows.items(): print(f'{side:12}{k:24}{n:5}{e[0]:8.1f}{e[1]:6.1f}{e[2]:8.1f}{e[3]:7.1f}')
 
 # %% ../nbs/6_tools/63b_photos.ipynb #3c85358f
-def load_cfg(path): # YAML or JSON -> PhotosCfg
+def load_cfg(path, cls=PhotosCfg): # YAML or JSON, a dataclass -> its instance
     "Read a specification, strictly."
     import yaml
     try: data = yaml.safe_load(Path(path).read_text())
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as e: raise BadInput(f'{path}: {str(e).splitlines()[0]}') from None
-    return from_dict(PhotosCfg, data or {}, str(path))
+    return from_dict(cls, data or {}, str(path))
 
 
 def arguments():

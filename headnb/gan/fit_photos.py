@@ -161,12 +161,12 @@ def fit_folder(photos,         # folder or zip of pictures
                cfg=FolderCfg(),
                share=(0, 1),   # this process, number of processes: each makes its parts; the last to find all of them assembles
               workers=1,      # processes of this one; a function for landmarks must then be importable
-              sums=None,      # {name: checksum} of the pictures where they are known; None: they are read for it
+              sums=None,      # {name: checksum}: these pictures alone, whose checksums are known; None: all, which are read for it
              ):               # report, also written as <out>_fit/report.json
     "A folder of photos as a data set with the rig's labels."
     check_cfg(cfg.fit)
     source, out = open_source(photos), Path(out)
-    names = [n for n in source.names if n.lower().endswith(SUFFIXES) and not any(p.startswith(('.', '__MACOSX')) for p in PurePosixPath(n).parts)]
+    names = [n for n in source.names if n.lower().endswith(SUFFIXES) and not any(p.startswith(('.', '__MACOSX')) for p in PurePosixPath(n).parts) and (sums is None or n in sums)]
     require(names, f'{photos}: no pictures ({", ".join(SUFFIXES)})')
     require(cfg.mirror != 'rig' or Mirror(rig).exact(), "this rig's codes have no exact mirror image (its basis is not symmetric): take mirror='refit'")
     layout, spots, bench = Layout(rig.n_shape, rig.n_expression, cfg.camera), Spots(rig, 'fixed'), Bench(out.with_name(out.stem + '_fit'))

@@ -6,7 +6,7 @@
 __all__ = ['Ledger', 'state_of', 'Inputs', 'changed', 'Bench', 'Tally', 'share_of', 'work_through', 'speed', 'seal', 'manifest',
            'complaints']
 
-# %% ../../nbs/3_gan/31h_pipeline.ipynb #53865909
+# %% ../../nbs/3_gan/31h_pipeline.ipynb #60195524
 import hashlib, json, os, socket, sys, time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from pathlib import Path
 from ..base.core import BadInput, progress, require, sha256_of, write_atomic
 from .synthesis import die_here, one_thread
 
-# %% ../../nbs/3_gan/31h_pipeline.ipynb #9962f9e0
+# %% ../../nbs/3_gan/31h_pipeline.ipynb #37105e60
 class Ledger:
     "Pairs of key and value that several processes append to, each to a file of its own."
     def __init__(self, folder, name): self.folder, self.name = Path(folder), name
@@ -37,7 +37,7 @@ class Ledger:
 def _torn(path): # does a file end in the middle of a line?
     with open(path, 'rb') as f: f.seek(-1, 2); return f.read() != b'\n'
 
-# %% ../../nbs/3_gan/31h_pipeline.ipynb #8d84a1f1
+# %% ../../nbs/3_gan/31h_pipeline.ipynb #9e6c66c2
 def state_of(files, name): # ZipSource or FolderSource, entry -> JSON-able; None: must be read to know
     "What changes, as a rule, when a file does."
     if hasattr(files, 'infos'): return [files.infos[name].file_size, files.infos[name].CRC]
@@ -50,20 +50,21 @@ class Inputs:
     "SHA-256 of what is read."
     def __init__(self, files, folder): self.files, self.ledger = files, Ledger(folder, 'inputs')
 
-    def known(self, names): # {name: sum} of those that have not changed since
-        book = {(k, str(s)): v for k, vs in self.ledger.read().items() for s, v in vs if s}
-        return {n: v for n in names if (v := book.get((n, str(state_of(self.files, n)))))}
+    def known(self, names): # -> {name: sum}, {name: why it cannot be read}, of those that have not changed since somebody tried
+        book = {(k, str(v[0])): v[1:] for k, vs in self.ledger.read().items() for v in vs if v[0]}
+        at = {n: v for n in names if (v := book.get((n, str(state_of(self.files, n)))))}
+        return {n: v[0] for n, v in at.items() if v[0]}, {n: v[1] for n, v in at.items() if not v[0]}
 
     def sums(self, names, verify=False, workers=1): # -> {name: sum}, {name: why it cannot be read}
-        have, bad = {} if verify else self.known(names), {}
+        have, bad = {} if verify else self.known(names)[0], {}
         def one(n):
             try: return n, state_of(self.files, n), hashlib.sha256(self.files.read(n)).hexdigest(), ''
-            except BadInput as e: return n, None, None, str(e)
+            except BadInput as e: return n, state_of(self.files, n), None, str(e)
         with ThreadPoolExecutor(max(1, workers)) as pool:
             for n, state, s, why in progress(pool.map(one, [n for n in names if n not in have]), total=len(names) - len(have), desc='checksums'):
-                if s is None: bad[n] = why; continue
-                have[n] = s
-                self.ledger.add(n, [state, s])
+                if s: have[n] = s
+                else: bad[n] = why
+                self.ledger.add(n, [state, s, why])
         return {n: have[n] for n in names if n in have}, bad
 
 
@@ -71,7 +72,7 @@ def changed(before, now): # {name: sum} twice -> [names that are in both and dif
     "What happened to the inputs."
     return [n for n in now if n in before and before[n] != now[n]], [n for n in before if n not in now], [n for n in now if n not in before]
 
-# %% ../../nbs/3_gan/31h_pipeline.ipynb #91394903
+# %% ../../nbs/3_gan/31h_pipeline.ipynb #25526cf0
 class Bench:
     "A folder of pieces that are made once."
     def __init__(self, folder): self.folder, self.ledger, self.damaged, self._sound = Path(folder), Ledger(folder, 'made'), [], {}
@@ -103,7 +104,7 @@ class Bench:
     def sums(self, names): return {n: self._sound[n] for n in self.look(names)}
     def failures(self): return {k: v[-1] for k, v in Ledger(self.folder, 'failed').read().items()}   # {file: why it could not be made, the last time}
 
-# %% ../../nbs/3_gan/31h_pipeline.ipynb #9de01a3c
+# %% ../../nbs/3_gan/31h_pipeline.ipynb #6538d04b
 @dataclass
 class Tally:
     "What a pass did now."
@@ -126,7 +127,7 @@ def share_of(text): # 'K/N' -> (k, n)
     require(k.isdigit() and n.isdigit() and int(k) < int(n), f'--part is {text!r}; expected K/N, such as 0/16')
     return int(k), int(n)
 
-# %% ../../nbs/3_gan/31h_pipeline.ipynb #8591e267
+# %% ../../nbs/3_gan/31h_pipeline.ipynb #7eb2911e
 _mine = []    # of a worker process: what makes pieces, and where they go
 
 
@@ -163,7 +164,7 @@ def _by_several(make, bench, todo, workers): # yields what `_piece` returns
         except BrokenProcessPool: raise RuntimeError('a worker was killed (out of memory?); what it had finished is there, and the same command makes the rest') from None
         finally: pool.shutdown(cancel_futures=True)
 
-# %% ../../nbs/3_gan/31h_pipeline.ipynb #a621bf9a
+# %% ../../nbs/3_gan/31h_pipeline.ipynb #df7c49a6
 def work_through(make,         # unit -> bytes; what makes it must be importable where there are several processes
                  units,        # {file name: unit}
                  bench, workers=1, part=(0, 1), # Bench; processes; which part of how many
@@ -173,6 +174,8 @@ def work_through(make,         # unit -> bytes; what makes it must be importable
     start, names = time.perf_counter(), list(units)
     have = set(bench.look(names))
     todo = {n: units[n] for n in names[part[0]::part[1]] if n not in have}
+    for old in bench.folder.glob('.*.tmp'): # of a killed run
+        if old.name[1:].rsplit('.', 2)[0] in todo: old.unlink(missing_ok=True)
     out, many = Tally(step, kept=len(have)), workers > 1 and len(todo) > 1
     made = _by_several(make, bench, todo, min(workers, len(todo))) if many else (_piece(make, bench, *x) for x in todo.items())
     for file, s, busy, why in progress(made, total=len(todo), desc=f'{step} ({min(workers, max(len(todo), 1))} processes)'):
@@ -189,7 +192,7 @@ def speed(folder): # of a bench -> {step: dict(made, wall, busy)}: sums over all
     "Throughput, from the ledger."
     return {k: dict(zip(('made', 'wall', 'busy'), (round(sum(c), 3) for c in zip(*v)))) for k, v in Ledger(folder, 'speed').read().items()}
 
-# %% ../../nbs/3_gan/31h_pipeline.ipynb #580967d4
+# %% ../../nbs/3_gan/31h_pipeline.ipynb #937ba657
 def seal(path, inputs, pieces, results, **facts): # manifest.json; {name: sum} twice; paths of files or folders beside it or below its parent; anything JSON-able
     "Write the manifest of a finished set."
     made = {f.relative_to(r.parent).as_posix(): sha256_of(f) for r in map(Path, results) for f in (sorted(x for x in r.rglob('*') if x.is_file()) if r.is_dir() else [r])}
