@@ -312,10 +312,9 @@ def choose_style(image, hairstyle, wardrobe, classifier, judges): # [1,3,s,s]; i
     return Hairstyle(k, names[k], float(p[k]), f'{best.by}, of {len(wardrobe)} in the wardrobe; else {best.name}')
 
 # %% ../nbs/6_tools/68b_head360_fit.ipynb #7b77e64f
-def posed(rig, codes, G): # Rig, Fit, Head360 -> [1,v+k,3]: vertices, and behind them as many landmarks as the model counts
-    "What the mesh does in the photo."
-    v, n = codes.vertices(rig), G.cfg.landmarks
-    marks = rig.landmarks(v)
+def posed(rig, v, G): # Rig, its vertices [n,v,3], Head360 -> [n,v+k,3]: behind them as many landmarks as the model counts
+    "A mesh as the model takes it."
+    marks, n = rig.landmarks(v), G.cfg.landmarks
     require(n in (12, 68, 70), f'the model counts {n} landmarks; 12 of the lips, 68 or 70 are known here')
     return torch.cat([v, marks[:, 48:60] if n == 12 else marks[:, :n]], 1)
 
@@ -328,8 +327,8 @@ def place(photo, G, rig, cfg, landmarks, judges): # Photo, Head360, Rig, FitCfg,
     crop = from_bytes(torch.from_numpy(cut_square(photo.rgb, square, image_side(G)).copy()).permute(2, 0, 1))[None]
     codes = fit_shape(rig, ((points - torch.tensor(square[:2]))/square[2] + .5)[None].float(), cfg)
     c = codes.c.clone()
-    c[:, [3, 7, 11]] *= units(G)
-    return crop, codes, c, posed(rig, codes, G)
+    c[:, [3, 7, 11]] *= units(G)                                                      # mesh -> world
+    return crop, codes, c, posed(rig, codes.vertices(rig), G)
 
 
 def fit_photo(photo,           # path, bytes, PIL image, array or tensor: as `align.read_photo` takes it
@@ -374,7 +373,7 @@ def dress(self: PhotoFit, wardrobe): # as `put_on` -> another one, with hair
 def render(self: PhotoFit, c=None, drive=None, wears=None): # [n,25], None: its own; codes of the rig [1,k] or vertices [1,v+k,3], None: as in the photo; hair on or off, None: as it was fitted -> dict(image, raw, depth, mask)
     "The head from any camera, doing anything."
     c, x = self.c if c is None else c.to(self.c), self.x if drive is None else drive.to(self.x)
-    if x.ndim == 2: x = posed(self.rig, SimpleNamespace(vertices=lambda rig: rig(*rig.split(x))), self.G).to(self.x)
+    if x.ndim == 2: x = posed(self.rig, self.rig(*self.rig.split(x)), self.G)
     wears = self.wears if wears is None else wears
     planes = self.G.make_planes(self.ws, x, 'const', person=self.person, **flags(self.G, wears))
     return self.G.synthesize(self.ws.expand(len(c), -1, -1), c, noise='const', deterministic=True, planes=planes.expand(len(c), *planes.shape[1:]))

@@ -66,6 +66,8 @@ def test_hair_is_chosen_from_the_wardrobe(fits):
     assert f.wears and f.hairstyle.id == BOB
     assert (f.render()['image'] - f.render(wears=False)['image']).abs().mean() > .01
     assert torch.equal(f.person.texture, f.first.texture)              # no step was made
+    assert torch.equal(f.render(drive=f.drive)['image'], f.render()['image'])   # codes, or the mesh that they make
+    assert (f.render(drive=f.rig.join(expression=f.rig.expression_code(jawOpen=1.)))['image'] - f.render()['image']).abs().max() > .05
 
 
 def test_a_generator_of_any_kind(judges):
