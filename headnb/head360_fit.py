@@ -58,7 +58,7 @@ class Painted(Head360):
         skin = t.new_tensor([.45, .05, -.15])[:, None, None] + .2*torch.tanh(t/t.std((1, 2, 3), keepdim=True))
         return Person(torch.cat([skin, torch.full_like(t[:, :1], 3.), torch.zeros_like(t[:, :1])], 1), torch.zeros_like(own.still))
 
-
+# %% ../nbs/6_tools/68b_head360_fit.ipynb #bc47bfcb
 @torch.no_grad()
 def hull(G, h): # Painted, HeadParams -> still planes [1,p,C,1,S,S]
     "The hair of a rendered person: where most sides see some."
@@ -196,7 +196,7 @@ class Subjects:
 def flags(G, hair): # Head360, is hair on? -> keyword of `make_planes`
     return dict(hair=torch.tensor([float(hair)])) if G.cfg.stage == 2 else {}
 
-
+# %% ../nbs/6_tools/68b_head360_fit.ipynb #34a5c85c
 @torch.no_grad()
 def look_at_subjects(G, x, n=8, views=6, seed=0): # Head360, [1,v+k,3] of `pose` -> Subjects
     "Random people, bald where the model can take hair off, from all around."
@@ -236,7 +236,7 @@ def start_texture(s, photo, seen, how): # Subjects, [3,h,w], bool [h,w] -> textu
     want = want[how]()
     return s.textures[:1] + torch.einsum('ck,khw->chw', s.B, want - C0)[None], want
 
-
+# %% ../nbs/6_tools/68b_head360_fit.ipynb #5f9e1571
 def appearance(G, ws, c, x,    # Head360, [1,n,w_dim], [1,25], [1,v+k,3]
                person,         # Person: where it begins
                target, counted,# [1,3,s,s], [1,1,s,s]
@@ -283,7 +283,7 @@ class PhotoFit:
     @property
     def drive(self): return self.codes.drive(self.rig)   # [1,k]
 
-
+# %% ../nbs/6_tools/68b_head360_fit.ipynb #5cbf9fcb
 def wardrobe_of(G, z, styles): # Head360; [n,z_dim] latents of people, [n] ids of what they wear -> {id: style codes [1,num_ws,w_dim] of the first who wears it}
     "Hair of the people a model was trained on."
     require(len(z) == len(styles), f'{len(z)} people, {len(styles)} hairstyles')
@@ -296,7 +296,7 @@ def put_on(G, wardrobe, style, ws): # {id: style codes [1,n,w_dim] of a wearer, 
     it = wardrobe[style].to(ws)
     return it if it.ndim == 6 else G.person(it, noise='const').still
 
-
+# %% ../nbs/6_tools/68b_head360_fit.ipynb #9d8c16c3
 @torch.no_grad()
 def choose_style(image, hairstyle, wardrobe, classifier, judges): # [1,3,s,s]; id or None -> Hairstyle
     "As given, or as the classifier says: the likeliest that is in the wardrobe."
@@ -330,7 +330,7 @@ def place(photo, G, rig, cfg, landmarks, judges): # Photo, Head360, Rig, FitCfg,
     c[:, [3, 7, 11]] *= units(G)                                                      # mesh -> world
     return crop, codes, c, posed(rig, codes.vertices(rig), G)
 
-
+# %% ../nbs/6_tools/68b_head360_fit.ipynb #688c9bd0
 def fit_photo(photo,           # path, bytes, PIL image, array or tensor: as `align.read_photo` takes it
               G,               # Head360, as `open_generator` gives it; it is not changed
               cfg=PhotoCfg(),
@@ -353,7 +353,7 @@ def fit_photo(photo,           # path, bytes, PIL image, array or tensor: as `al
     fit = PhotoFit(G, rig, None, codes, c, x, s.ws[:1], style, False, crop, target, counted, s, seen.to(x), (w > .1).to(x.device)).paint(cfg)
     return fit.dress(wardrobe) if bald and wardrobe else fit
 
-
+# %% ../nbs/6_tools/68b_head360_fit.ipynb #79dd9a62
 @patch
 def paint(self: PhotoFit, cfg): # PhotoCfg -> another one: a bald head
     "Start and search for the texture, on what is known of the photo."
@@ -361,6 +361,7 @@ def paint(self: PhotoFit, cfg): # PhotoCfg -> another one: a bald head
     first = Person(first, self.subjects.still)
     made, history = appearance(self.G, self.ws, self.c, self.x, first, self.target, self.counted, cfg, self.subjects.spread)
     return replace(self, person=made, first=first, history=history, wears=False)
+
 
 @patch
 def dress(self: PhotoFit, wardrobe): # as `put_on` -> another one, with hair

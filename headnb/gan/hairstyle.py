@@ -97,7 +97,7 @@ class HairNet(nn.Module):
     def forward(self, images): return self.answer(*self.read(images)) # [n,3,h,w] in -1..1 -> [n,styles]
     def state(self): return {k: v for k, v in self.state_dict().items() if not k.startswith('judge.')} # what a file keeps
 
-
+# %% ../../nbs/3_gan/38f_hairstyle.ipynb #3dd4428f
 def resnet50(n, trunk=None): # classes, path of a state dict -> module
     "torchvision's, with a last layer of its own."
     from torchvision.models import resnet50 as make
@@ -131,7 +131,7 @@ def readings(net, images, batch=100): # HairNet, uint8 [n,3,h,w] -> reading, sco
     dev = next(net.parameters()).device
     return [torch.cat(x) for x in zip(*(net.read(from_bytes(b.to(dev))) for b in images.split(batch)))]
 
-
+# %% ../../nbs/3_gan/38f_hairstyle.ipynb #ad6b05c5
 def train_hair(net, data, stop=None): # HairNet (changed in place), dict(image, style); stop(step) -> True ends it -> history [loss]
     "Cross entropy, Adam with weight decay, the rate falls to zero."
     cfg, g, history, dev = net.cfg, torch.Generator().manual_seed(net.cfg.seed), [], next(net.parameters()).device
@@ -193,7 +193,7 @@ def save_hair(net, path, about=None): # HairNet, .safetensors, JSON data
     "Without the judge that it looks through."
     return save(path, {'hair': net.state()}, net.cfg, about)
 
-
+# %% ../../nbs/3_gan/38f_hairstyle.ipynb #46a5576d
 def open_hair(path, cfg=None, judges=None): # of `save_hair`; the config that is expected, None: any -> HairNet
     "Read it back."
     package = load(path, cfg)
