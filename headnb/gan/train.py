@@ -436,14 +436,14 @@ def save_checkpoint(run: Run) -> Path:
         (new/f'rank{rank}.json').write_text(rng['plain'])
         run.acc.wait_for_everyone()
         if run.acc.is_main_process: _write_shared(run, new, where)
+        run.acc.wait_for_everyone()
     except OSError as e:
         shutil.rmtree(new, ignore_errors=True)
         last = [p.name for p in checkpoints(run.out)[-1:]]
         raise OSError(e.errno, f'cannot write checkpoint {where}: {e.strerror or e}; {"the last good one is " + last[0] if last else "there is none yet"}') from None
     except RuntimeError:                           # another process is gone
-        shutil.rmtree(new, ignore_errors=True)
+        if run.acc.is_main_process: shutil.rmtree(new, ignore_errors=True)
         raise
-    run.acc.wait_for_everyone()
     return where
 
 # %% ../../nbs/3_gan/37_train.ipynb #7bd994a7
@@ -549,6 +549,8 @@ def resume(run: Run,
            how: str = 'auto',  # 'auto': the newest sound checkpoint, or from the start; 'never'; or a checkpoint folder
           ) -> list:           # damaged checkpoints passed over
     "Continue where a checkpoint left off."
+    if run.acc.is_main_process:
+        for left in Path(run.out).glob('checkpoints/.step-*.tmp'): shutil.rmtree(left)      # of a process that was killed while it wrote
     if how == 'never': return []
     folder, bad = newest(run.out) if how == 'auto' else (Path(how), [])
     if how != 'auto': require(not (why := damage(folder)), f'{folder}: {why}')
