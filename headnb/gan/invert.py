@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['MOVE', 'STAGES', 'STEPS', 'PUBLISHED', 'image_side', 'check_target', 'check_mask', 'pixel_error', 'Perceptual',
            'noise_maps', 'noise_regularity', 'whiten', 'lr_factor', 'shake_factor', 'move_camera', 'turn_between',
-           'InvertCfg', 'Search', 'coarse_picture', 'changes', 'Inversion', 'open_inversion', 'Watch', 'invert']
+           'InvertCfg', 'Search', 'coarse_picture', 'changes', 'newest_state', 'Inversion', 'open_inversion', 'Watch',
+           'invert']
 
 # %% ../../nbs/3_gan/38_invert.ipynb #20f99a19
-import copy, math, os, time
+import copy, math, os, sys, time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -16,7 +17,7 @@ import numpy as np, torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from ..base.camera import check_label, make_label, split_label
-from ..base.core import progress, require, to_dict
+from ..base.core import BadInput, progress, require, to_dict
 from ..base.show import image_grid, png_bytes, resized, to_uint8
 from ..nets.ops import resize
 from ..field.rig import rotation
@@ -431,16 +432,28 @@ def save_state(self: Search, folder):
     tensors |= {f'live.{k}': v for k, v in self.live.items() if not k.startswith('G.')}
     moments = {f'adam.{i}.{k}': v for i, p in enumerate(self.live.values()) for k, v in self.opt.state.get(p, {}).items()} if self.live else {}
     about = dict(number=self.number, step=self.step, began=getattr(self, 'began', 0.), seconds=self.seconds, cpu=self.cpu, history=self.history, task=self.task, eye=self.eye)
-    return write(Path(folder)/'search.safetensors', {'state': tensors | moments}, self.cfg, about)
+    path = Path(folder)/'search.safetensors'
+    if path.exists(): os.replace(path, path.with_name('search-before.safetensors'))
+    return write(path, {'state': tensors | moments}, self.cfg, about)
+
+
+def newest_state(folder, cfg): # -> (path, Package), or None where there is no state
+    "The last state that was saved; a damaged one is passed over for the one before."
+    bad = []
+    for path in filter(Path.exists, (Path(folder)/f'search{k}.safetensors' for k in ('', '-before'))):
+        try: read(path)
+        except BadInput as e: bad.append(str(e)); continue
+        for b in bad: print(f'warning: passed over {b}', file=sys.stderr)
+        return path, read(path, cfg)
+    require(not bad, '; '.join(bad))
 
 
 @patch
 @torch.no_grad()
 def load_state(self: Search, folder) -> bool:  # False: there was none
     "Go on where a state was saved."
-    path = Path(folder)/'search.safetensors'
-    if not path.exists(): return False
-    package = read(path, self.cfg)
+    if not (found := newest_state(folder, self.cfg)): return False
+    path, package = found
     state, about = package.models['state'], package.meta
     require(about['task'] == self.task, f'{path} is the inversion of another picture, camera, mask or generator')
     require(about['eye'] == self.eye, f'{path} was begun with the perceptual distance {about["eye"]!r}, this is {self.eye!r}')

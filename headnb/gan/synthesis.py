@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['RANGES', 'KINDS', 'AGAIN', 'seeded', 'uniform', 'Ranges', 'cameras', 'Codes', 'made_codes', 'open_codes', 'FourDCfg',
            'Person', 'person', 'Stage', 'on_stage', 'check_generator', 'coarse_points', 'shoot', 'packed', 'add',
-           'Shard', 'per_shard', 'shards', 'picture_name', 'die_here', 'film', 'one_thread', 'make_shard', 'members',
-           'member', 'complaint', 'Work', 'stamp_of', 'claim', 'missing', 'make_set', 'shard_labels', 'finish', 'Cost',
-           'cost', 'device_name', 'measure', 'plan', 'plan_text', 'plan_picture']
+           'Shard', 'per_shard', 'shards', 'picture_name', 'die_here', 'film', 'one_thread', 'note_of', 'make_shard',
+           'members', 'member', 'complaint', 'Work', 'stamp_of', 'claim', 'missing', 'make_set', 'shard_labels',
+           'finish', 'Cost', 'cost', 'device_name', 'measure', 'plan', 'plan_text', 'plan_picture']
 
 # %% ../../nbs/3_gan/31c_synthesis.ipynb #e6c5ce5c
 import contextlib, functools, hashlib, io, json, math, os, signal, sys, tarfile, time
@@ -345,11 +345,16 @@ def one_thread():
     finally: torch.set_num_threads(before)
 
 
+def note_of(path): # of a shard -> where its report and checksum stand until the set is finished
+    return path.with_name(f'.{path.name}.json')
+
+
 @torch.no_grad()
 @one_thread()
 def make_shard(G, cfg, codes, shard, path, stamp): # -> dict(images, seconds of every identity, bytes by ending)
     "Write one shard; all of it or nothing."
     took, sizes = [], {}
+    report = dict(images=len(shard)*math.prod(cfg.each(shard.kind)), seconds=took, bytes=sizes)
     clock = time.process_time if G.mapping.w_avg.device.type == 'cpu' else time.perf_counter     # other work on the same cores does not count
     def write(tmp):
         with open(tmp, 'wb') as f, tarfile.open(fileobj=f, mode='w', format=tarfile.USTAR_FORMAT) as tar:
@@ -362,9 +367,10 @@ def make_shard(G, cfg, codes, shard, path, stamp): # -> dict(images, seconds of 
                 took.append(clock() - t)
                 f.flush(); die_here(f'identity:{shard.kind}-{i}')
         die_here(f'written:{shard.name}')
+        write_atomic(note_of(path), json.dumps(report | {'sha256': sha256_of(tmp)}))
     write_atomic(path, write)
     die_here(f'named:{shard.name}')
-    return dict(images=len(shard)*math.prod(cfg.each(shard.kind)), seconds=took, bytes=sizes)
+    return report
 
 # %% ../../nbs/3_gan/31c_synthesis.ipynb #9662e6ce
 AGAIN = 'delete it and make the set again: only this shard is made anew'
@@ -390,9 +396,10 @@ def member(path, table, name): # -> bytes
 
 
 def complaint(path, stamp): # '' or what is wrong with a shard that is there
-    "Whole, and of this set?"
+    "Whole, unchanged since it was made (known until the set is finished), and of this set?"
     try: table = members(path)
     except BadInput as e: return str(e)
+    if (note := note_of(path)).exists() and json.loads(note.read_text())['sha256'] != sha256_of(path): return f'{path}: damaged (checksum): {AGAIN}'
     theirs = json.loads(member(path, table, next(iter(table)))).get('stamp')
     return '' if theirs == stamp else f'{path}: belongs to another set ({theirs}, this is {stamp})'
 
@@ -485,18 +492,18 @@ def missing(work, stamp, part=(0, 1)): # -> [Shard] that are not there; damaged 
         if path.exists() and (why := complaint(path, stamp)): print(f'made anew: {why}', file=sys.stderr); path.unlink()
         if path.exists(): continue
         todo.append(s)
-        for old in Path(work.out).glob(f'.{s.name}.*.tmp'): old.unlink(missing_ok=True)
+        for old in Path(work.out).glob(f'.*{s.name}.*.tmp'): old.unlink(missing_ok=True)
     return todo
 
 
 def make_set(work, workers=1, part=(0, 1), # Work; processes; which part of how many
-             stop=lambda: False):           # asked after every shard
+             stop=lambda: False):           # asked before the first and after every shard
     "Make every shard of a set that is not there yet; -> reports by shard."
     require(0 <= part[0] < part[1], f'part is {part[0]}/{part[1]}; the first must be 0 .. {part[1] - 1}')
     require(workers > 0, f'workers is {workers}; at least 1')
     codes, reports = _sample(work.codes), {}
     stamp = claim(work, codes)
-    todo = missing(work, stamp, part)
+    todo = [] if stop() else missing(work, stamp, part)
     with progress(total=sum(len(s)*math.prod(work.cfg.each(s.kind)) for s in todo), desc=f'{Path(work.out).name}: pictures') as bar:
         if workers > 1 and len(todo) > 1: made = _many(work, stamp, todo, min(workers, len(todo)))
         else:
@@ -518,14 +525,16 @@ def shard_labels(path, table=None): # -> labels [n,size] of a shard's pictures, 
 
 
 def finish(work, stamp):
-    "Write index.json and labels.npy."
+    "Write index.json and labels.npy; what was noted beside the shards goes."
     rows, table, out = [], [], Path(work.out)
     for s in shards(work.cfg):
         path = work.path(s)
         rows.append(shard_labels(path))
         table.append(dict(name=s.name, images=len(rows[-1]), bytes=path.stat().st_size, sha256=sha256_of(path)))
     write_atomic(out/'labels.npy', _npy(torch.from_numpy(np.concatenate(rows)), '<f4'))
-    return write_atomic(out/'index.json', json.dumps(dict(stamp=stamp, images=sum(t['images'] for t in table), shards=table), indent=1))
+    index = write_atomic(out/'index.json', json.dumps(dict(stamp=stamp, images=sum(t['images'] for t in table), shards=table), indent=1))
+    for s in shards(work.cfg): note_of(work.path(s)).unlink(missing_ok=True)
+    return index
 
 # %% ../../nbs/3_gan/31c_synthesis.ipynb #bb793b56
 @dataclass(frozen=True)
@@ -558,8 +567,10 @@ def measure(work): # -> [Cost], one for each kind that the set has
     G, name = None, device_name(work.device)
     for s in shards(work.cfg):
         if s.number or f'{name}: {s.kind}' in known: continue
-        G = G or work.open()[0]
-        known[f'{name}: {s.kind}'] = vars(cost(make_shard(G, work.cfg, codes, s, work.path(s), stamp), s.kind, work.cfg, name))
+        there = s not in missing(work, stamp) and (note := note_of(work.path(s))).exists()          # made before a kill
+        if not there: G = G or work.open()[0]
+        report = json.loads(note.read_text()) if there else make_shard(G, work.cfg, codes, s, work.path(s), stamp)
+        known[f'{name}: {s.kind}'] = vars(cost(report, s.kind, work.cfg, name))
     write_atomic(path, json.dumps(known, indent=1))
     return [Cost(**v) for v in known.values()]
 
