@@ -35,7 +35,7 @@ class Spec:
     hats: bool = True
     specs: bool = True
     codes: bool = False             # frontal, clips, expressions: labels carry the codes of the rig behind the camera (shape, expression, neck, jaw, eyes); necks are straight, so that the camera has the whole turn of the head
-    lively: bool = False            # frontal: every second picture is a moment of a clip
+    lively: bool = False            # frontal: every second picture, and every near one, is a moment of a clip
     gaze: float = 1.                # of near pictures, and of clips
     near: int = 0                   # frontal: one picture of so many is taken through a longer lens, and its eyes wander `gaze` times as far; 0: none
     zoom: float = 2.                # by how much it is longer: about 2 shows the face alone
@@ -106,7 +106,7 @@ def _single(s, i): # frontal and full360: person i, one picture
     pitch = max(-2.5, min(2.5, r.gauss(0, 1)))*s.pitch
     said = camera(yaw + s.label_drift*math.sin(math.radians(yaw)) + r.gauss(0, s.label_noise), pitch + r.gauss(0, s.label_noise))
     true = cropped(camera(yaw, pitch), r.gauss(0, s.crop_shift), r.gauss(0, s.crop_shift) + s.crop_drift*(1 - math.cos(math.radians(yaw)))/2, (s.zoom if near else 1.)*math.exp(r.gauss(0, s.crop_scale)))
-    if s.lively and i % 2: h = moment(h, s.seed + i, gaze=s.gaze if near else 1.)
+    if s.lively and (i % 2 or near): h = moment(h, s.seed + i, gaze=s.gaze if near else 1.)
     return h, true, said if s.kind == 'full360' else true, dict(person=i)
 
 
