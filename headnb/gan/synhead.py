@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FRONTAL', 'place_of', 'check_complete', 'on_white', 'off_white', 'SynHead', 'write_synhead', 'read_points',
-           'read_meshes', 'write_meshes', 'facts_of', 'recoded']
+           'read_meshes', 'read_uv', 'write_meshes', 'facts_of', 'recoded']
 
 # %% ../../nbs/3_gan/31g_synhead.ipynb #9d8144c7
 import copy, json, re
@@ -193,6 +193,17 @@ def read_meshes(folder,   # with <subject>_<expression>.obj
     require(len(f0) and 0 <= f0.min() and f0.max() < first[1], f'{first[0]}: no triangles; pass template=' if not len(f0) else f'{template}: faces name vertices up to {f0.max()}; the meshes have {first[1]}')
     return torch.from_numpy(np.stack(out)).unflatten(0, (len(subjects), len(expressions))), f0
 
+# %% ../../nbs/3_gan/31g_synhead.ipynb #d6be9cba
+def read_uv(path, n): # .obj; how many triangles it must have -> dict(uv [t,2], uv_f [n,3]), or {} where it names none
+    "Where the corners of a mesh lie in its texture."
+    lines = Path(path).read_text().splitlines()
+    uv, corners = [x.split()[1:3] for x in lines if x.startswith('vt ')], [x.split()[1:] for x in lines if x.startswith('f ')]
+    if not uv: return {}
+    try: uv, at = np.array(uv, np.float32), np.array([[c.split('/')[1] for c in f] for f in corners], np.int64) - 1
+    except (ValueError, IndexError): raise BadInput(f'{path}: texture coordinates (vt), and faces that do not name them') from None
+    require(at.shape == (n, 3) and at.min() >= 0 and at.max() < len(uv) and np.isfinite(uv).all(), f'{path}: faces name texture coordinates up to {at.max() + 1}; it has {len(uv)}, and {len(at)} of {n} triangles')
+    return dict(uv=uv, uv_f=at)
+
 # %% ../../nbs/3_gan/31g_synhead.ipynb #9aaf38a2
 def write_meshes(path, meshes, faces, subjects, expressions, lips=None): # folder; [p,e,v,3], [f,3]; lips [p,e,12,3]
     "meshes/ and lms/ of the released layout."
@@ -210,7 +221,9 @@ def fit(self: SynHead, meshes, # folder of meshes
         rank=50, template=None, lips=False): # as `read_meshes` -> Bilinear
     "The bilinear head of these people."
     table, faces = read_meshes(meshes, self.subjects, self.expressions, template, lips)
-    return fit_bilinear(table, faces, self.expressions, min(rank, len(self.subjects)), check=False, where=str(meshes))
+    model = fit_bilinear(table, faces, self.expressions, min(rank, len(self.subjects)), check=False, where=str(meshes))
+    model.data |= read_uv(template or Path(meshes)/f'{self.subjects[0]}_{self.expressions[0]}.obj', len(faces))       # a texture wants them (Head360)
+    return model
 
 @patch
 def coded(self: SynHead, model): # Bilinear of the same people -> a copy whose pictures have codes
