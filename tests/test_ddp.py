@@ -154,7 +154,6 @@ def trained(work, name, steps=STEPS, single=False, watch=None, **kw):
 def rank_of(work, name, rank, world, port, job):
     "One process of several: what it raised goes to a file."
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR='localhost', MASTER_PORT=str(port))
-    begin = time.time()
     try: job()
     except Exception as e:
         (work/f'{name}.{rank}.error').write_text(json.dumps([type(e).__name__, str(e), time.time()])); return 3
