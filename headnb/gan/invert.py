@@ -441,10 +441,12 @@ def newest_state(folder, cfg): # -> (path, Package), or None where there is no s
     "The last state that was saved; a damaged one is passed over for the one before."
     bad = []
     for path in filter(Path.exists, (Path(folder)/f'search{k}.safetensors' for k in ('', '-before'))):
-        try: read(path)
-        except BadInput as e: bad.append(str(e)); continue
+        try: package = read(path, cfg)
+        except BadInput as e:
+            if 'belongs to another config' in str(e): raise
+            bad.append(str(e)); continue
         for b in bad: print(f'warning: passed over {b}', file=sys.stderr)
-        return path, read(path, cfg)
+        return path, package
     require(not bad, '; '.join(bad))
 
 
