@@ -56,8 +56,7 @@ def worker(work):
     import headnb.recipes, headnb.gan.scenes, headnb.field.heads, PIL.PngImagePlugin, tqdm.auto  # noqa: F401  once, before the forks
     clips = lambda out, *a, **k: run(work, 'clips', 'clips.yaml', 'vfhq', out, *a, **k)
     report = dict(made=forked(lambda: made(work)), whole=clips('whole.zip'))
-    names = pieces(work, 'whole.zip')
-    of = lambda kind: [n for n in names if n.startswith(kind)]
+    of = lambda kind: [p.name for p in sorted((work/'whole_report'/'work').rglob(f'{kind}_*'), key=lambda p: p.stat().st_mtime_ns)]     # in the order in which they were made
     kills = [f'unit:{of("detect")[1]}', f'named:{of("detect")[2]}', f'unit:{of("part")[0]}', f'named:{of("part")[0]}', f'unit:{of("mask")[0]}', f'named:{of("mask")[0]}']
     report['kills'] = [[k, clips('killed.zip', kill=k), pieces(work, 'killed.zip'), (work/'killed.zip').exists()] for k in kills] + [['', clips('killed.zip'), pieces(work, 'killed.zip'), True]]
     report['parts'] = [clips('parts.zip', '--part', p) for p in ('1/2', '0/2')*3] + [clips('parts.zip')]
@@ -235,9 +234,10 @@ def test_models(tmp_path):
         assert main('ict', [str(ROOT/'data_recipes'/'ict_facekit'/'ict_facekit.yaml'), str(tmp_path/'ict.npz'), '--data', str(tmp_path/'ict')]) == 0
     assert o.getvalue().count('nothing to do') == 1 and (tmp_path/'ict.npz').read_bytes() == whole
     head = load_head()
-    np.savez(tmp_path/'generic_model.npz', v_template=head.v_template, f=head.faces, shapedirs=head.shapedirs[..., :3], J_regressor=head.J_regressor, weights=head.weights, kintree_table=np.array([head.parents, range(5)]))
+    (tmp_path/'in').mkdir()
+    np.savez(tmp_path/'in'/'generic_model.npz', v_template=head.v_template, f=head.faces, shapedirs=head.shapedirs[..., :3], J_regressor=head.J_regressor, weights=head.weights, kintree_table=np.array([head.parents, range(5)]))
     (tmp_path/'flame.yaml').write_text('official: false\n')
-    assert main('flame', [str(tmp_path/'flame.yaml'), str(tmp_path/'flame.npz'), '--data', str(tmp_path/'generic_model.npz')]) == 0
+    assert main('flame', [str(tmp_path/'flame.yaml'), str(tmp_path/'flame.npz'), '--data', str(tmp_path/'in'/'generic_model.npz')]) == 0
     assert Rig(read_flame(tmp_path/'flame.npz', official=False), n_shape=3).n_shape == 3
     for name in ('photos', 'vfhq', 'synhead100', 'flame', 'ict_facekit'):
         spec = importlib.util.spec_from_file_location(f'{name}_make', ROOT/'data_recipes'/name/'make.py')
