@@ -83,7 +83,7 @@ class Films:
         found, why = [], []
         for n in frames:
             try: faces, said = points_of(read_known(self.source, n), self.of('by', lambda: finder(self.cfg))), ''
-            except Rejected as e: faces, said = [], e.detail
+            except Rejected as e: faces, said = [], re.sub(r' at 0x[0-9a-f]+', '', e.detail)
             found.append(faces); why.append(said)
         out = np.full((len(frames), max(1, *map(len, found)), 68, 2), np.nan, np.float32)
         for i, faces in enumerate(found): out[i, :len(faces)] = np.reshape(faces, (-1, 68, 2))
@@ -356,7 +356,7 @@ class People:
         good, bad = [], {}
         for i in rows:
             try: good.append((i, *self.ds._read(self.ds.names[i])))
-            except BadInput as e: bad[self.ds.names[i]] = str(e)
+            except BadInput as e: bad[self.ds.names[i]] = re.sub(r' at 0x[0-9a-f]+', '', str(e))      # the same bytes in every process
         side = [np.stack(x) for x in zip(*good)]
         return packed(bad=np.array(json.dumps(bad)), **dict(zip(('row', 'image', 'mask'), side)))
 
