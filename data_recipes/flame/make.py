@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"A FLAME model as plain arrays:  python data_recipes/flame/make.py SPEC.yaml OUT [what --help lists]. headnb.recipes (nbs/6_tools/68_recipes.ipynb) has everything but this line."
+"A FLAME model as plain arrays:  python data_recipes/flame/make.py SPEC.yaml OUT [what --help lists]. headnb.recipes (nbs/6_tools/64e_recipes.ipynb) has everything but this line."
 import sys
 from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
