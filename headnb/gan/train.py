@@ -89,6 +89,8 @@ class TrainCfg:
     log_every: int = 20                  # steps
     tensorboard: bool = False
 
+    def rate(self, nimg): return 1.      # images seen -> factor of the learning rates; a paper's own may fall
+
 
 RUN_LENGTH = ('kimg', 'max_seconds', 'snapshot_kimg', 'keep', 'preview_kimg', 'log_every', 'tensorboard')   # may change on resume,
 SHARING = ('micro_batch', 'recompute', 'chunk_mb', 'sample_noise')   # and so may what a batch is divided by: the same mean gradient, other random numbers
@@ -375,7 +377,7 @@ def play(run: Run, phase: Phase, real: dict) -> dict:  # numbers for the log
     opt = run.opts[phase.who]
     warm = min(1., (run.nimg - run.start + run.cfg.batch)/max(1000*run.cfg.warmup_kimg, 1)) if run.start is not None else 1.
     only_recon = phase.who == 'G' and run.nimg < 1000*run.cfg.recon.kimg
-    for g in opt.param_groups: g['lr'], g['betas'] = g['base']*warm, run.cfg.recon.betas if only_recon else opt.defaults['betas']
+    for g in opt.param_groups: g['lr'], g['betas'] = g['base']*warm*run.cfg.rate(run.nimg), run.cfg.recon.betas if only_recon else opt.defaults['betas']
     opt.step()
     opt.zero_grad(set_to_none=True)
     if phase.name in ('G_step', 'D_step'): run.shared = steps if phase.name == 'G_step' and run.cfg.share_fakes and 'fake' in steps[0].__dict__ else None
