@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['TEMPLATES', 'EXIT', 'override', 'TrainRun', 'InvertRun', 'paper_module', 'model_config', 'read_spec', 'template_path',
            'check_parameters', 'open_data', 'open_teacher', 'invert_facts', 'starts', 'check', 'environment',
-           'run_folder', 'html_report', 'write_status', 'execute', 'in_queue', 'prepare', 'run', 'build', 'fit',
-           'rendezvous', 'tied', 'several', 'fit_processes', 'worker', 'parser', 'refused', 'main', 'ship']
+           'run_folder', 'html_report', 'write_status', 'execute', 'in_queue', 'prepare', 'claim', 'run', 'build',
+           'fit', 'rendezvous', 'tied', 'several', 'fit_processes', 'worker', 'parser', 'refused', 'main', 'ship']
 
 # %% ../nbs/6_tools/64_runs.ipynb #2fd30526
 from dataclasses import asdict, dataclass, field
@@ -297,14 +297,28 @@ def prepare(spec, changes=(), resume=False,
     return config, out
 
 
+def claim(name, root=None) -> Path:
+    "Make a folder with a free name: of two runs that begin at the same moment each gets its own."
+    while True:
+        out = run_folder(name, False, root)
+        try: out.mkdir(parents=True)
+        except FileExistsError:
+            if not out.is_dir(): raise
+            continue                                                  # somebody was faster
+        return out
+
+
 def run(spec, changes=(), resume=False, dry=False, root=None, bar=True, folder=None):  # -> (status, folder)
     "Check a specification, make its folder, execute it."
     config, out = prepare(spec, changes, resume, root, folder)
     if dry:
         print(json.dumps(config, indent=1))
         return 'done', None
-    write_atomic(out/'config.json', json.dumps(config, indent=1))
-    write_atomic(out/'environment.json', json.dumps(environment(), indent=1))
+    try:
+        if not (resume or folder): out = claim(config['name'], root)
+        write_atomic(out/'config.json', json.dumps(config, indent=1))
+        write_atomic(out/'environment.json', json.dumps(environment(), indent=1))
+    except OSError as e: raise BadInput(f'{e.filename or out}: {e.strerror or e}; a run needs a folder that it may write into (--out FOLDER)') from None
     return execute(config['template'], config['parameters'] | {'out': str(out)}, out, bar), out
 
 # %% ../nbs/6_tools/64_runs.ipynb #35ddc74d

@@ -347,12 +347,7 @@ def lost(before, began):
     return sum(max(0, before[k] - v) for k, v in began.items() if k in before)
 
 
-KNOWN = {                                              # what does not hold yet, and why
-    'train eg3d: SIGTERM: cell:What is trained, on what': 'a SIGTERM before the first step is forgotten: train removes the file STOP when it begins',
-    'train eg3d: two runs in one folder: started at once': 'both take the same free name: a folder is claimed only when config.json is written into it',
-    'train eg3d: read-only folder: no right to write': 'the reason stands at the end of a traceback',
-    'train eg3d: read-only folder: a file in the way': 'the reason stands at the end of a traceback',
-}
+KNOWN = {}                                             # {name of a case: why it does not hold yet}
 
 
 class Found:

@@ -1,7 +1,8 @@
 """A step in parts, in several processes, or with activations made again is the same step: in float64 within 1e-9 after five of them. And what happens when a process dies or a port is taken.
 
 What must be fixed for that: random numbers by the place of a sample in the whole batch (`train.sample_noise`), whole groups of the minibatch statistic in every part (`dealt`), and no company between samples of a batch: foreign cameras,
-codes and backgrounds off, PanoHead's offset penalty per sample (the paper's). Head3D is rendered without random numbers: its teacher renders only the samples that face it.
+codes and backgrounds off, PanoHead's offset penalty per sample (the paper's). Head3D is rendered without random numbers along its rays: its teacher renders only the samples that face it; so is PanoHead, whose rays
+make several chunks here, and each chunk draws its own.
 """
 import contextlib, json, os, socket, sys, time
 from dataclasses import replace
@@ -86,7 +87,7 @@ def paper_run(paper, **kw):
     if teacher := getattr(run.make_step, 'keywords', {}).get('teacher'):
         teacher.double()
         with torch.no_grad(): [p.mul_(1.1) for p in teacher.parameters()]     # born like its student: the sign of a difference of nothing is rounding
-    make = partial(run.make_step, deterministic=True) if paper == 'head3d' else run.make_step
+    make = partial(run.make_step, deterministic=True) if paper in ('head3d', 'panohead') else run.make_step
     run.make_step = doubled(make)
     from headnb.base.camera import orbit
     real['c'] = orbit(torch.linspace(-.4, .4, BATCH))

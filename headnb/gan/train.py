@@ -702,12 +702,12 @@ def train(G, D, data,
         check_finite(run)
         if saved != run.step or not checkpoints(out): save_checkpoint(run)
     run.status = 'done' if run.nimg >= cfg.kimg*1000 else 'paused'
+    if run.acc.is_main_process: (Path(out)/'STOP').unlink(missing_ok=True)       # it was heeded
     return run
 
 # %% ../../nbs/3_gan/37_train.ipynb #6b650c4d
 def _stopper(out):
     "-> stop(run): is it time to stop? Asked to (SIGTERM, or a file STOP in the folder of the run) or out of time."
-    (Path(out)/'STOP').unlink(missing_ok=True)
     asked = []
     try: signal.signal(signal.SIGTERM, lambda *a: asked.append(True))
     except ValueError: pass                      # not the main thread
