@@ -54,7 +54,7 @@ def replay_discriminator(case):
 
 def penalty(term, D, batch, c): # R1, discriminator, what it reads, [n,25] -> value, what it notes of every picture
     "The term that trains, in a step that is nothing but its real batch."
-    step = SimpleNamespace(D=D, real_seen=batch, real=dict(c=c), augment=None, stats={})
+    step = SimpleNamespace(D=D, real_seen=batch, real=dict(c=c), real_label=c, augment=None, stats={})
     with torch.enable_grad(): return term(step).detach(), step.stats
 
 # %% ../nbs/6_tools/60d_golden_genhead.ipynb #0fbad27b
