@@ -567,7 +567,7 @@ def measure(work): # -> [Cost], one for each kind that the set has
     G, name = None, device_name(work.device)
     for s in shards(work.cfg):
         if s.number or f'{name}: {s.kind}' in known: continue
-        there = s not in missing(work, stamp) and (note := note_of(work.path(s))).exists()          # made before a kill
+        there = (note := note_of(work.path(s))).exists() and work.path(s).exists() and not complaint(work.path(s), stamp)   # made before a kill; other jobs' work in progress is left alone
         if not there: G = G or work.open()[0]
         report = json.loads(note.read_text()) if there else make_shard(G, work.cfg, codes, s, work.path(s), stamp)
         known[f'{name}: {s.kind}'] = vars(cost(report, s.kind, work.cfg, name))
