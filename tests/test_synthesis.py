@@ -177,7 +177,7 @@ def test_training_loop_reads_them(runs, make, tmp_path):
     heads = Heads4D(work/'whole')
     run = Run(G, D, heads, replace(cfg.train, batch=4), tmp_path, genhead.terms(cfg), make_step=genhead.make_step(cfg))
     real = next(run.batches[''])
-    assert run.make_step and {'image', 'mask', 'drive', 'c'} <= set(real) and draw(run, real, 'D').fake['image'].shape == (4, 3, 16, 16)
+    assert run.make_step and {'image', 'mask', 'drive', 'c'} <= set(real) and next(draw(run, real, run.phases[-1])).fake['image'].shape == (4, 3, 16, 16)
     sources = InTurn(shards=Triples(heads, 2, deformer=G.deformer), online=Online(G.eval(), made_codes(G.deformer.rig), replace(make.read_spec(HERE/'tiny.yaml').cfg, cutoff=None), count=100))
     run = Run(G, D, sources, replace(cfg.train, batch=4), tmp_path, genhead.terms(cfg), make_step=genhead.make_step(cfg))
     a, b = (next(run.batches[k]) for k in ('shards', 'online'))
