@@ -57,7 +57,7 @@ class Kept:
     mouth: torch.Tensor | None = None
     mask: torch.Tensor | None = None           # [b,m,1] opacity
 
-
+# %% ../../nbs/4_papers/43_genhead.ipynb #d0074b34
 def close_look(look, # points [b,n,3] -> f [b,n,c]
                box,  # centre x, y, z and side of a cube
                side, # of the box that `look` covers
@@ -119,7 +119,6 @@ class GenHeadGCfg(GeneratorCfg):
     parts: bool = True             # eyes and mouth have planes of their own
     part_box: tuple[float, ...] | None = None # ours, for small planes: centre x, y, z and side of the cube that the parts' cover; None: the box of the head's
     blend: str = 'released'        # 'released': samples, by `blend`; 'paper': two renderings (IV)
-    part_samples: int | None = None # ours, for rays of few samples: how many a ray of the parts' rendering has (blend 'paper'); None: as all
     fuse_above: int = 64           # rays a side; beyond, `blend` fuses and the masks are finer (release)
     compose: str = 'released'      # 'released': F + (1-m) background; 'paper': F m + (1-m) background (V)
     background: SynthesisCfg | None = SynthesisCfg(resolution=64, channels=32, channel_base=16384, clamp=256., half='float16', half_blocks=4)
@@ -132,7 +131,6 @@ class GenHeadGCfg(GeneratorCfg):
         super().__post_init__()
         b, m, s = self.background, self.mapping, self.backstyle
         require(not self.parts or self.deform, 'parts need a deformation: deform is None')
-        require(self.part_samples is None or self.parts and self.blend == 'paper' and self.part_samples > 1, f"part_samples is {self.part_samples}: parts have rays of their own where blend is 'paper', it is {self.blend!r}")
         require(self.part_box is None or self.parts and len(self.part_box) == 4 and self.part_box[3] > 0, f'part_box is {self.part_box}; it must be x, y, z and a positive side, for a model with parts')
         for k in ('blend', 'compose'): require(getattr(self, k) in ('released', 'paper'), f'{k} is {getattr(self, k)!r}' + suggest(getattr(self, k), ('released', 'paper')))
         require(self.render.final_map == 'none', f"render.final_map is {self.render.final_map!r}; the background comes before 2x-1, so it must be 'none'")
@@ -284,8 +282,7 @@ def two_maps(G, planes, posed, od, ray, r, keep, kw):
     if not (most := int((m > 0).sum(1).max())): return out
     rows = m[..., 0].topk(most, 1).indices[..., None]
     take = lambda t: t.gather(1, rows.expand(-1, -1, t.shape[-1]))
-    finer = replace(G.cfg.render, samples=G.cfg.part_samples) if G.cfg.part_samples else G.cfg.render
-    parts = render(part_field(p, G.decoder, posed), *(take(x) for x in od), finer, **kw)
+    parts = render(part_field(p, G.decoder, posed), *(take(x) for x in od), G.cfg.render, **kw)
     return [x.scatter(1, rows.expand(-1, -1, x.shape[-1]), torch.lerp(take(x), y, take(m))) for x, y in zip(out, parts)]
 
 # %% ../../nbs/4_papers/43_genhead.ipynb #0eefea86
