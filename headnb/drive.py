@@ -171,7 +171,7 @@ def staged(drive, actor, # [n,k]; actor
     if head == 'camera': c = compose(c, actor.rig, drive)
     return (drive if head == 'neck' else still(drive)), c
 
-
+# %% ../nbs/6_tools/62b_drive.ipynb #ffbb4cb6
 def frames_of(clip, actor,    # Clip; actor
               rate=25.,       # frames a second
               c=None,         # [1,25] where the camera stands; None: in front

@@ -515,7 +515,7 @@ def contact_sheet(report, files, source, columns=10, rows=4, size=84): # -> PIL 
     for p in parts: page.paste(p, (0, y)); y += p.height + 4
     return page
 
-
+# %% ../nbs/6_tools/63b_photos.ipynb #d16fc3ba
 def finish(report, out, files, source, bench, sums): # data set, contact sheet, tables, manifest; report.json last
     "What a run leaves."
     from headnb.base.show import png_bytes

@@ -436,7 +436,7 @@ def save_state(self: Search, folder):
     if path.exists(): os.replace(path, path.with_name('search-before.safetensors'))
     return write(path, {'state': tensors | moments}, self.cfg, about)
 
-
+# %% ../../nbs/3_gan/38_invert.ipynb #dff3f5ef
 def newest_state(folder, cfg): # -> (path, Package), or None where there is no state
     "The last state that was saved; a damaged one is passed over for the one before."
     bad = []

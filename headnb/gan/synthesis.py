@@ -344,7 +344,7 @@ def one_thread():
     try: yield
     finally: torch.set_num_threads(before)
 
-
+# %% ../../nbs/3_gan/31c_synthesis.ipynb #9bf636cc
 def note_of(path): # of a shard -> where its report and checksum stand until the set is finished
     return path.with_name(f'.{path.name}.json')
 

@@ -362,7 +362,7 @@ def gather_gradients(run: Run, phase: Phase, terms, steps):  # one step for each
     for m, to in zip(means, moved): m.copy_(to)
     return mean, {**stats[0]} if n == 1 else {k: torch.cat([s[k].flatten() for s in stats]) for k in stats[0]}, done
 
-
+# %% ../../nbs/3_gan/37_train.ipynb #e95b464a
 def play(run: Run, phase: Phase, real: dict) -> dict:  # numbers for the log
     "One optimiser step of one phase."
     terms = phase.active(run.nimg, run.turn)
