@@ -34,6 +34,18 @@ def forked(job, kill=None): # function without arguments -> its exit code, None 
 def killed(status): return os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
 
 
+def disturbed(run, kills): # function (name, where to die or None) -> status; places -> report: one run undisturbed, one per place killed and resumed
+    return {'whole': run('whole', None)} | {k: [run(k.replace(':', '-'), k), run(k.replace(':', '-'), None)] for k in kills}
+
+
+def left_behind(run, folder): # finished Run, its folder -> what a resumed one must end with: status, checkpoint, its state, its checksums; and the steps and losses of the log
+    from headnb.gan.train import checkpoints
+    last = checkpoints(folder)[-1]
+    state = json.loads((last/'state.json').read_text()); state.pop('seconds')
+    rows = [json.loads(l) for l in (folder/'metrics.jsonl').read_text().splitlines()]
+    return [run.status, last.name, state, [l for l in (last/'SHA256SUMS').read_text().splitlines() if 'state.json' not in l], [r['step'] for r in rows], [sorted(k for k in r if k[:2] in ('G/', 'D/')) for r in rows]]
+
+
 def dying(f, n): # -> f, which kills its process in call n + 1
     calls = iter(range(n))
     def g(*a, **k):

@@ -2,7 +2,7 @@
 import json, sys
 from pathlib import Path
 import pytest
-from processes import ROOT, apart, forked, killed, recipe
+from processes import ROOT, apart, disturbed, forked, killed, left_behind, recipe
 
 KILLS = ('G_step:1', 'R1:2', 'EMA:3', 'rename:4', 'D_step:5')   # set on the way: guided by the GenHead, with identity, with D
 STEPS, BATCH = 6, 2
@@ -18,27 +18,20 @@ def one_run(work, name):
     "The tiny configuration, every phase within six steps."
     from dataclasses import replace
     import random, numpy, torch
-    from headnb.gan.train import checkpoints, train
+    from headnb.gan.train import train
     from headnb.papers import portrait4d as paper
     torch.set_num_threads(1); torch.manual_seed(0); random.seed(0); numpy.random.seed(0)
     c = paper.config('tiny')
     at = lambda step: step*BATCH/1000
     c = replace(c, train=replace(c.train, kimg=at(STEPS), batch=BATCH, guide_kimg=at(3), id_kimg=at(3), adv_kimg=at(2), freeze='paper', freeze_kimg=at(4), cross_lr=2.5, density_every=2, r1_every=2, snapshot_kimg=at(2), log_every=1, preview_kimg=at(3), max_loss=1e6))
     run = train(*paper.build(c), paper.open_data(c, str(work/'set'), None), c.train, work/name, paper.terms(c), make_step=paper.make_step(c), speed=paper.speed(c))
-    last = checkpoints(work/name)[-1]
-    state = json.loads((last/'state.json').read_text()); state.pop('seconds')
-    rows = [json.loads(l) for l in (work/name/'metrics.jsonl').read_text().splitlines()]
-    (work/f'{name}.json').write_text(json.dumps([run.status, last.name, state, [l for l in (last/'SHA256SUMS').read_text().splitlines() if 'state.json' not in l], [r['step'] for r in rows], [sorted(k for k in r if k[:2] in ('G/', 'D/')) for r in rows]]))
+    (work/f'{name}.json').write_text(json.dumps(left_behind(run, work/name)))
 
 
 def worker(work):
     assert not forked(lambda: sets(work))
     import accelerate, PIL.PngImagePlugin, torch._dynamo, headnb.papers.portrait4d, headnb.gan.train, safetensors.torch, tqdm.auto  # noqa: F401  once, before the forks
-    report = {'whole': forked(lambda: one_run(work, 'whole'))}
-    for kill in KILLS:
-        name = kill.replace(':', '-')
-        report[kill] = [forked(lambda: one_run(work, name), kill), forked(lambda: one_run(work, name))]
-    (work/'report.json').write_text(json.dumps(report))
+    (work/'report.json').write_text(json.dumps(disturbed(lambda name, kill: forked(lambda: one_run(work, name), kill), KILLS)))
 
 
 @pytest.fixture(scope='module')

@@ -2,7 +2,7 @@
 import json, sys
 from pathlib import Path
 import pytest
-from processes import apart, forked, killed
+from processes import apart, disturbed, forked, killed, left_behind
 
 KILLS = ('G_step:1', 'D_step:2', 'EMA:3', 'rename:4')
 STEPS, BATCH = 6, 2
@@ -25,27 +25,20 @@ def one_run(work, name):
     "The tiny configuration on stored pairs, every pair also flipped."
     from dataclasses import replace
     import random, numpy, torch
-    from headnb.gan.train import checkpoints, train
+    from headnb.gan.train import train
     from headnb.papers import refinenet as paper
     torch.set_num_threads(1); torch.manual_seed(0); random.seed(0); numpy.random.seed(0)
     c = paper.config('tiny')
     at = lambda step: step*BATCH/1000
     c = replace(c, train=replace(c.train, kimg=at(STEPS), batch=BATCH, mirror=True, snapshot_kimg=at(2), preview_kimg=at(3)))
     run = train(*paper.build(c), paper.open_data(c, str(work/'set.zip')), c.train, work/name, paper.terms(c), make_step=paper.make_step(c))
-    last = checkpoints(work/name)[-1]
-    state = json.loads((last/'state.json').read_text()); state.pop('seconds')
-    rows = [json.loads(l) for l in (work/name/'metrics.jsonl').read_text().splitlines()]
-    (work/f'{name}.json').write_text(json.dumps([run.status, last.name, state, [l for l in (last/'SHA256SUMS').read_text().splitlines() if 'state.json' not in l], [r['step'] for r in rows], sorted(k for k in rows[-1] if k[:2] in ('G/', 'D/'))]))
+    (work/f'{name}.json').write_text(json.dumps(left_behind(run, work/name)))
 
 
 def worker(work):
     import accelerate, PIL.PngImagePlugin, torch._dynamo, headnb.papers.refinenet, headnb.gan.train, safetensors.torch, tqdm.auto  # noqa: F401  once, before the forks
     assert not forked(lambda: pictures(work))
-    report = {'whole': forked(lambda: one_run(work, 'whole'))}
-    for kill in KILLS:
-        name = kill.replace(':', '-')
-        report[kill] = [forked(lambda: one_run(work, name), kill), forked(lambda: one_run(work, name))]
-    (work/'report.json').write_text(json.dumps(report))
+    (work/'report.json').write_text(json.dumps(disturbed(lambda name, kill: forked(lambda: one_run(work, name), kill), KILLS)))
 
 
 @pytest.fixture(scope='module')
@@ -60,7 +53,7 @@ def test_undisturbed(runs):
     assert report['whole'] == 0, log[-2000:]
     status, _, _, _, steps, names = result(work, 'whole')
     assert status == 'done' and steps == [*range(1, STEPS + 1)]
-    assert [k for k in names if 'grad' not in k] == ['D/verdict', 'G/matching', 'G/perceptual', 'G/verdict']
+    assert [k for k in names[-1] if 'grad' not in k] == ['D/verdict', 'G/matching', 'G/perceptual', 'G/verdict']
     assert list((work/'whole/previews').iterdir())
 
 
