@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['FLAME', 'PAPER', 'CONFIGS', 'config', 'blend', 'Kept', 'close_look', 'PartField', 'GenHeadGCfg', 'GenHead',
-           'head_field', 'part_field', 'one_volume', 'two_maps', 'GenHeadStep', 'PartDensity', 'distortion', 'PartRays',
-           'PartDistortion', 'PartOpacity', 'PartSmooth', 'GenTrainCfg', 'GenHeadCfg', 'build', 'terms', 'make_step',
-           'view_copies', 'arrange', 'small', 'training', 'take_over', 'released_cfg', 'attach']
+           'head_field', 'part_field', 'one_volume', 'finer_parts', 'two_maps', 'GenHeadStep', 'PartDensity',
+           'distortion', 'PartRays', 'PartDistortion', 'PartOpacity', 'PartSmooth', 'GenTrainCfg', 'GenHeadCfg',
+           'build', 'terms', 'make_step', 'view_copies', 'arrange', 'small', 'training', 'take_over', 'released_cfg',
+           'attach']
 
 # %% ../../nbs/4_papers/43_genhead.ipynb #5a96258f
 from dataclasses import dataclass, field, replace
@@ -53,9 +54,12 @@ class Kept:
     "What losses want to know of a rendering; the rendering fills it."
     look: list = field(default_factory=list)   # of each call of the field: dict of x, where it goes, raw sigma of the head planes, masks
     march: list = field(default_factory=list)  # of each chunk: (depths [b,m,S], weights [b,m,S-1]), sorted
-    eye: torch.Tensor | None = None            # [b,m,1] masks of all rays
+    eye: torch.Tensor | None = None            # [b,m,1] masks of all rays, in the order in which they were marched
     mouth: torch.Tensor | None = None
     mask: torch.Tensor | None = None           # [b,m,1] opacity
+
+    def drawn(self, **rays): # eye, mouth, mask of rays that were drawn
+        for k, x in rays.items(): setattr(self, k, x if getattr(self, k) is None else torch.cat([getattr(self, k), x], 1))
 
 # %% ../../nbs/4_papers/43_genhead.ipynb #d0074b34
 def close_look(look, # points [b,n,3] -> f [b,n,c]
@@ -118,6 +122,7 @@ class GenHeadGCfg(GeneratorCfg):
     deform: DeformCfg | None = DeformCfg('released')
     parts: bool = True             # eyes and mouth have planes of their own
     part_box: tuple[float, ...] | None = None # ours, for small planes: centre x, y, z and side of the cube that the parts' cover; None: the box of the head's
+    part_samples: tuple[int, ...] | None = None # ours, for rays of few samples: stratified and importance samples of a ray that a mask touches (blend 'released'); None: as all
     blend: str = 'released'        # 'released': samples, by `blend`; 'paper': two renderings (IV)
     fuse_above: int = 64           # rays a side; beyond, `blend` fuses and the masks are finer (release)
     compose: str = 'released'      # 'released': F + (1-m) background; 'paper': F m + (1-m) background (V)
@@ -132,6 +137,7 @@ class GenHeadGCfg(GeneratorCfg):
         b, m, s = self.background, self.mapping, self.backstyle
         require(not self.parts or self.deform, 'parts need a deformation: deform is None')
         require(self.part_box is None or self.parts and len(self.part_box) == 4 and self.part_box[3] > 0, f'part_box is {self.part_box}; it must be x, y, z and a positive side, for a model with parts')
+        require(self.part_samples is None or self.parts and self.blend == 'released' and len(self.part_samples) == 2, f"part_samples is {self.part_samples}, blend {self.blend!r}; it is two counts for a model with parts, where blend is 'released'")
         for k in ('blend', 'compose'): require(getattr(self, k) in ('released', 'paper'), f'{k} is {getattr(self, k)!r}' + suggest(getattr(self, k), ('released', 'paper')))
         require(self.render.final_map == 'none', f"render.final_map is {self.render.final_map!r}; the background comes before 2x-1, so it must be 'none'")
         if b: require((s.z_dim, s.c_dim, s.w_dim, s.num_ws) == (m.z_dim, 0, b.w_dim, 1) and b.w_dim == m.w_dim, f'backstyle must map z [{m.z_dim}] without a label to one vector of {m.w_dim} numbers, which background reads')
@@ -263,15 +269,28 @@ def volume(self: GenHead, planes, c, raw_size=None, drive=None,
     if not cfg.parts: return Generator.volume(self, planes, c, r, posed, **kw)
     ray = {k: x.flatten(2).mT for k, x in zip(('eye', 'mouth'), masks or self.masks(posed, c, r))}
     kw |= dict(span=plane_limits(c, cfg.render.box_warp)) if cfg.render.near == 'plane' else {}
-    with full_precision(c): out = (two_maps if cfg.blend == 'paper' else one_volume)(self, planes, posed, rays(c, r), ray, r, keep, kw)
-    if keep is not None: keep.eye, keep.mouth, keep.mask = ray['eye'], ray['mouth'], out[2]
+    draw = two_maps if cfg.blend == 'paper' else finer_parts if cfg.part_samples else one_volume
+    with full_precision(c): out = draw(self, planes, posed, rays(c, r), ray, r, keep, kw)
     return [x.transpose(1, 2).unflatten(2, (r, r)) for x in out]
 
 
-def one_volume(G, planes, posed, od, ray, r, keep, kw):
+def one_volume(G, planes, posed, od, ray, r, keep, kw, cfg=None):
     "Release: samples are blended, then marched once."
     field = G.field(planes, posed, fuse=r > G.cfg.fuse_above, keep=keep)
-    return render(field, *od, G.cfg.render, ray=ray, keep=None if keep is None else keep.march, **kw)
+    out = render(field, *od, cfg or G.cfg.render, ray=ray, keep=None if keep is None else keep.march, **kw)
+    if keep is not None: keep.drawn(**ray, mask=out[2])
+    return out
+
+
+def finer_parts(G, planes, posed, od, ray, r, keep, kw):
+    "As the release, but rays that a mask touches have samples of their own (`part_samples`)."
+    touched = (ray['eye'] + ray['mouth'] > 0)[..., 0]
+    order, most = touched.int().argsort(dim=1, descending=True, stable=True)[..., None], int(touched.sum(1).max())
+    take = lambda t, s: t.gather(1, order[:, s].expand(-1, -1, t.shape[-1]))
+    finer = replace(G.cfg.render, samples=G.cfg.part_samples[0], importance=G.cfg.part_samples[1])
+    parts = [one_volume(G, planes, posed, [take(x, s) for x in od], {k: take(x, s) for k, x in ray.items()}, r, keep, kw, cfg)
+             for cfg, s in ((finer, slice(most)), (G.cfg.render, slice(most, None))) if order[:, s].numel()]
+    return [x.new_empty(x.shape).scatter(1, order.expand(x.shape), x) for x in (torch.cat(p, 1) for p in zip(*parts))]
 
 
 def two_maps(G, planes, posed, od, ray, r, keep, kw):
@@ -283,7 +302,9 @@ def two_maps(G, planes, posed, od, ray, r, keep, kw):
     rows = m[..., 0].topk(most, 1).indices[..., None]
     take = lambda t: t.gather(1, rows.expand(-1, -1, t.shape[-1]))
     parts = render(part_field(p, G.decoder, posed), *(take(x) for x in od), G.cfg.render, **kw)
-    return [x.scatter(1, rows.expand(-1, -1, x.shape[-1]), torch.lerp(take(x), y, take(m))) for x, y in zip(out, parts)]
+    out = [x.scatter(1, rows.expand(-1, -1, x.shape[-1]), torch.lerp(take(x), y, take(m))) for x, y in zip(out, parts)]
+    if keep is not None: keep.drawn(**ray, mask=out[2])
+    return out
 
 # %% ../../nbs/4_papers/43_genhead.ipynb #0eefea86
 @patch
@@ -490,7 +511,7 @@ _MICRO, _MINI = dict(share_fakes=True, lr_G=.002, lr_D=.003), dict(share_fakes=T
 CONFIGS = {
     'tiny': small(16, 16, 16, w_dim=32, base=512, top=32, samples=12, train=training(.064, 8, .3, 16, log_every=1)),
     **{f'micro{"" if row == "F" else "-" + row.lower()}': small(32, 32, channels=12, samples=12, d_base=1024, row=row, train=training(8., 16, .05, 32, **_MICRO)) for row in 'FABCDE'},
-    'mini': small(64, 32, channels=16, w_dim=128, base=3072, top=128, samples=14, d_base=2048, part_box=(0., -.045, .11, .24), train=training(200., 16, .05, 32, **_MINI)),
+    'mini': small(64, 32, channels=16, w_dim=128, base=3072, top=128, samples=14, d_base=2048, part_box=(0., -.045, .11, .24), part_samples=(24, 24), train=training(200., 16, .05, 32, **_MINI)),
     'paper': GenHeadCfg(PAPER, train=GenTrainCfg(density='none', corr_gamma=1., part='paper', distortion_weight=0., opacity_weight=0., swap='paper')),
     'released': GenHeadCfg()}
 
