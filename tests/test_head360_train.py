@@ -110,10 +110,18 @@ def test_next3d(place):
     assert not any('G/photometric' in r for r in rows(out)) and open_generator(out)[0].cfg.sides.join == 'sum'
 
 
+@pytest.mark.parametrize('config, kind', [('nerf-tiny', 'Nerf'), ('eg3d-micro', 'Told'), ('panohead-micro', 'Told')])
+def test_what_it_is_compared_with(place, config, kind):
+    "Told the person, with the photometric loss; the checkpoint finds its class."
+    out = begin(place, config, config=config, **{'train.kimg': .008, 'D.resolution': 16, 'G.raw_size': 16} | ({} if 'nerf' in config else {'G.superres.size': 16}))
+    worker(out)
+    assert all('G/photometric' in r for r in rows(out)) and type(open_generator(out)[0]).__name__ == kind and list((out/'previews').glob('*.png'))
+
+
 @pytest.mark.parametrize('path', sorted(p.relative_to(repo_path('papermill_runs')).with_suffix('') for k in ('head360', 'next3d') for p in repo_path('papermill_runs').glob(f'*/{k}*.yaml')), ids=str)
 def test_every_run_names_a_configuration(path):
     cfg = model_config(TrainRun(**read_spec(str(path))[2]))
-    assert cfg.G.stage == 1 + ('detach' in path.name) and ('next3d' in path.name) == (cfg.train.photo_weight == 0)
+    assert cfg.G.stage == 1 + ('detach' in path.name) and path.name.startswith('next3d') == (cfg.train.photo_weight == 0)
 
 
 def test_a_rig_from_a_file(tmp_path):

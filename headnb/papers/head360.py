@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['NEXT3D', 'PAPER', 'BESIDE', 'FREEZE', 'CONFIGS', 'config', 'Head360GCfg', 'Person', 'Head360', 'rig_atlas', 'small',
            'released_cfg', 'released_next3d', 'released_atlas', 'written', 'attach', 'own_codes', 'unpack',
-           'Head360Step', 'Photometric', 'Head360TrainCfg', 'Head360Cfg', 'build', 'terms', 'make_step', 'speed',
-           'arrange', 'marked', 'model', 'training', 'take_over']
+           'Head360Step', 'Photometric', 'Head360TrainCfg', 'Head360Cfg', 'StillCfg', 'NerfCfg', 'build', 'terms',
+           'make_step', 'speed', 'arrange', 'marked', 'model', 'nerf', 'training', 'take_over']
 
 # %% ../../nbs/4_papers/45_head360.ipynb #223c7ead
 from dataclasses import dataclass, replace
@@ -23,11 +23,12 @@ from ..field.render import RenderCfg
 from ..field.rig import load_head, open_rig
 from ..field.bilinear import open_bilinear
 from ..field.texture_planes import Atlas, Completion, CompletionCfg, SIDES, Sides, SidesCfg, attach as with_hair, blend, check_box, empty_atlas, mouth_box, screen
-from ..gan.checkpoint import released_generator_cfg
+from ..gan.checkpoint import generator_of, released_generator_cfg
 from ..gan.codes import still
-from ..gan.generator import Generator, GeneratorCfg
+from ..gan.generator import CALM, Generator, GeneratorCfg, small_generator
 from ..gan.synhead import facts_of, recoded
 from ..gan.terms import Logistic, R1, ScheduleCfg, Step, Term, density_terms, raw_size
+from ..gan.told import NerfGCfg, Told, ToldGCfg
 from ..gan.train import ModelCfg, TrainCfg, choose, short
 from ..nets.discriminator import Discriminator, DiscriminatorCfg
 from ..nets.styleunet import StyleUNetCfg
@@ -321,7 +322,7 @@ class Head360Step(Step):
 # %% ../../nbs/4_papers/45_head360.ipynb #61ddd097
 @patch
 @torch.no_grad()
-def preview(self: Head360, run, rows=4): # of notebook 37 -> uint8 [h,w,3]
+def preview(self: (Head360, Told), run, rows=4): # of notebook 37 -> uint8 [h,w,3]
     "What a run shows of itself: pictures of the set, the same again, then other cameras; at the end with and without hair (stage 2)."
     data, k = next(iter(run.sets.values())), next(iter(run.sets))
     i = torch.arange(rows)*max(1, len(run.labels[k])//rows) % len(run.labels[k])
@@ -360,10 +361,22 @@ class Head360Cfg(ModelCfg):
     D: DiscriminatorCfg = DiscriminatorCfg(c2_dim=52, mbstd_group=2, half='float16')
     train: Head360TrainCfg = Head360TrainCfg()
 
+
+@dataclass(frozen=True)
+class StillCfg(Head360Cfg):
+    "What Table 3 compares with: planes that stand still."
+    G: ToldGCfg = ToldGCfg()
+
+
+@dataclass(frozen=True)
+class NerfCfg(Head360Cfg):
+    "Its ablation without planes."
+    G: NerfGCfg = NerfGCfg()
+
 # %% ../../nbs/4_papers/45_head360.ipynb #71d19bc2
 def build(cfg: Head360Cfg): # -> (G, D)
     "The networks of a configuration."
-    return Head360(cfg.G), Discriminator(cfg.D)
+    return generator_of(cfg.G), Discriminator(cfg.D)
 
 
 def terms(cfg: Head360Cfg) -> list:
@@ -419,10 +432,20 @@ FREEZE = ('mapping', 'sr_mapping', 'planes', 'texture', 'completion', 'decoder',
 # %% ../../nbs/4_papers/45_head360.ipynb #b164a32a
 def model(G, train, # Head360GCfg, Head360TrainCfg
           d_base,   # channels of the discriminator at side r: min(d_base//r, that of the planes)
+          kind=Head360Cfg,
           **more):  # of DiscriminatorCfg
     "A configuration for a CPU."
     side = G.superres.size*math.prod(G.superres.ups) if G.superres.widths else G.raw_size
-    return Head360Cfg(G, DiscriminatorCfg(side, channel_base=d_base, channel_max=G.planes.channel_max, map_layers=2, clamp=None, **more), train)
+    D = dict(channel_base=d_base, channel_max=G.planes.channel_max if G.planes else 64, map_layers=2, clamp=None) | more
+    return kind(G, DiscriminatorCfg(side, **D), train)
+
+
+def nerf(side, raw, width, layers, waves, w_dim, z_dim, samples): # numbers as of `small` and NerfGCfg
+    "A vanilla NeRF with the cameras of the others."
+    sr = superres_cfg('none') if side == raw else superres_cfg(f'up{side//raw}', size=raw, channels=width//4, w_dim=w_dim, clamp=None)
+    return NerfGCfg(MappingCfg(z_dim, w_dim=w_dim, num_ws=1, **_ROOM['mapping']), decoder=DecoderCfg(width//4, width, width//4), render=RenderCfg(samples, 0, _ROOM['near'], _ROOM['far'], _ROOM['box'], white_back=True, jitter='picture'),
+                    superres=sr, raw_size=raw, layers=layers, waves=waves)
+
 
 
 def training(kimg, batch, gamma, raw, **kw):
@@ -433,11 +456,16 @@ def training(kimg, batch, gamma, raw, **kw):
 _ROOM = dict(box=.7, near=2.35, far=3.05, mapping=dict(lr_mul=.1, zero_c=True), jitter='picture')
 _NEXT = dict(variant='next3d', **_ROOM)
 _FAST, _ALONE, _OWN = dict(share_fakes=True, lr_G=.002, lr_D=.003), dict(latent='random', photo_weight=0.), dict(latent='person')
+_still = partial(small_generator, 32, 32, 32, 12, 64, 1024, 64, 12, kind=ToldGCfg, **CALM)   # EG3D's at that size
 _BATCH8 = ScheduleCfg(blur_kimg=50., ema_kimg=2.5)   # 200 kimg and 10 kimg at batch 32
 CONFIGS = {
     'tiny': model(small(16, 16, 16, samples=12, **_ROOM), training(.064, 8, .3, 16, log_every=1, **_OWN), 341),
     'micro': model(small(32, 32, 32, 12, 64, 32, 1024, 64, **_ROOM), training(8., 16, .05, 32, **_FAST, **_OWN), 1024),
     'mini': model(small(64, 32, 32, 16, 128, 64, 3072, 128, 14, **_ROOM), training(200., 16, .05, 32, **_FAST | dict(lr_G=.0015), **_OWN), 2048),
+    'eg3d-micro': model(_still(axes=AXES['eg3d_paper']), training(8., 16, .05, 32, **_FAST, **_OWN), 1024, StillCfg),
+    'panohead-micro': model(_still(axes=AXES['panohead'], depth=3, sampler=dict(mode='released')), training(8., 16, .05, 32, **_FAST, **_OWN), 1024, StillCfg, keys=('image', 'raw', 'mask')),
+    'nerf-tiny': model(nerf(16, 16, 32, 4, 3, 32, 16, 12), training(.064, 8, .3, 16, log_every=1, **_OWN), 341, NerfCfg, channel_max=32),
+    'nerf-micro': model(nerf(32, 32, 80, 6, 5, 64, 32, 12), training(8., 16, .05, 32, **_FAST, **_OWN), 1024, NerfCfg),
     'paper': Head360Cfg(replace(PAPER, rig='bilinear:data/synhead100.npz', embedded=False), DiscriminatorCfg(mbstd_group=2, half='float16'),
                         Head360TrainCfg(24000., 8, lr_D=.0025, density_weight=.0025, schedule=_BATCH8, photo_weight=1., gan_weight=.01, **_OWN)),
     'released': Head360Cfg(replace(Head360GCfg(), rig='bilinear:data/synhead100.npz', embedded=False)),
