@@ -140,7 +140,7 @@ def replay_genhead(case):
     rig, r = G.deformer.rig, G.cfg.raw_size
     drive, compose = rig.join(**codes), released_cameras(x['cameras'], 'opencv')
     c, kept, same = decompose(compose, rig, drive), genhead.Kept(), dict(noise='const', deterministic=True)
-    ws = G.map(filled(case, 'z', (x['batch'], G.cfg.mapping.z_dim)), torch.cat([compose, codes['shape']], 1), x['truncation_psi'], x['truncation_cutoff'])
+    ws = G.map(filled(case, 'z', (x['batch'], G.z_dim)), torch.cat([compose, codes['shape']], 1), x['truncation_psi'], x['truncation_cutoff'])
     planes, posed = G.make_planes(ws, noise='const'), G.pose(drive)
     feat, depth, mask = G.volume(planes, c, drive=posed, deterministic=True, keep=kept)
     made, (eye, mouth), hard = G.synthesize(ws, c, planes=planes, drive=posed, **same), G.masks(posed, c), part_masks(posed, c, G.cfg.side)

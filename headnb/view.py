@@ -276,7 +276,7 @@ class Scene:
         self.device, self.front = p.device, orbit(0., 0., self.radius, focal=self.focal).to(p.device)
         self.who, self.last = OrderedDict(), None
         w_of = lambda z: torch.cat([self.map(x, 1.)[:, 0] for x in z.split(512)])
-        with torch.no_grad(): self.v, self.sd, self.share = w_directions(w_of, cfg.mapping.z_dim, n_directions)
+        with torch.no_grad(): self.v, self.sd, self.share = w_directions(w_of, G.z_dim, n_directions)
 
     def map(self, z, psi): # [b,z_dim] -> ws; the mapping always sees the front camera, so that turning the head does not change who it is
         return self.G.map(z.to(self.device), self.front.expand(len(z), -1), psi)
@@ -318,7 +318,7 @@ def style(self: Scene, seed=0, psi=.7, walk=0., mix_seed=1, mix_from=None, **mov
 @patch
 def codes(self: Scene, s: Style): # -> ws [1,num_ws,w_dim]
     "Latent, walk, truncation, mixing, directions: in this order."
-    dim, n = self.G.cfg.mapping.z_dim, self.G.cfg.mapping.num_ws
+    dim, n = self.G.z_dim, self.G.cfg.mapping.num_ws
     ws = self.map(along(s.seed, s.walk, dim), s.psi)
     if s.mix_from < n: ws = torch.cat([ws[:, :s.mix_from], self.map(latent(s.mix_seed, dim), s.psi)[:, s.mix_from:]], 1)
     if s.moves: ws = ws + F.pad(((torch.tensor(s.moves)*self.sd)@self.v).to(ws).expand(n, -1), (0, 0, 0, ws.shape[1] - n))   # a background with codes of its own stays

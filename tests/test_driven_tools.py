@@ -60,7 +60,7 @@ def template(name, **params):
 
 def test_preview(far, data):
     ds = HeadDataset(data)
-    run = SimpleNamespace(G_ema=far, z_dim=far.cfg.mapping.z_dim, device='cpu', labels={'': ds.labels}, drives={'': ds.drive}, cfg=SimpleNamespace(schedule=ScheduleCfg(raw_size=16)), gan_nimg=0.)
+    run = SimpleNamespace(G_ema=far, z_dim=far.z_dim, device='cpu', labels={'': ds.labels}, drives={'': ds.drive}, cfg=SimpleNamespace(schedule=ScheduleCfg(raw_size=16)), gan_nimg=0.)
     z, at = torch.randn(4, run.z_dim, generator=torch.Generator().manual_seed(0)), slice(None, None, 6)
     drive = ds.drive[at]
     ws = far.map(z, torch.cat([ds.labels[at], drive], 1))

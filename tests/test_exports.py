@@ -20,7 +20,7 @@ HEAD = trimesh.creation.icosphere(2, .2)
 def pano():
     torch.manual_seed(0)
     G = PanoHead(config('tiny').G).eval().requires_grad_(False)
-    ws = G.map(torch.randn(1, G.cfg.mapping.z_dim), orbit(0.))
+    ws = G.map(torch.randn(1, G.z_dim), orbit(0.))
     return G, ws, subject(G, ws)
 
 

@@ -115,7 +115,7 @@ def test_released_recipe_displaces_the_camera_once():
     G, x = tiny(panohead)
     cfg = dataclasses.replace(PUBLISHED['released, with mask'], plus_steps=2, tune_steps=0, perceptual=0.)
     found = invert(G, x, C, cfg, mask=masked(G, x))
-    z = torch.from_numpy(np.random.RandomState(123).randn(10_000, G.cfg.mapping.z_dim)).float()
+    z = torch.from_numpy(np.random.RandomState(123).randn(10_000, G.z_dim)).float()
     with torch.no_grad(): delta, w = G.shift(z, C.expand(10_000, -1)).mean(0), G.map(z, orbit(0.).expand(10_000, -1))[:, 0].mean(0)
     assert torch.allclose((found.c - C)[0, [3, 7, 11]], delta, atol=1e-6) and delta.norm() > 1e-4
     assert torch.allclose((found.c - C)[0, :3], torch.zeros(3), atol=1e-6) and found.G.cfg.render.near == 2.35

@@ -104,7 +104,7 @@ def samples(G, ds, which='all',  # generator; labelled data set; one of SIDES
     def behind(z, c, cond): return G.synthesize(G.map(z, cond), c)['image']
     how = (behind, G.orbit(), own) if which == 'back' else (whole, own, 'dataset')
     sample, labels, cameras = how
-    return fake_features(sample, labels, net, n, G.cfg.mapping.z_dim, cameras, seed, batch, device, keep, f'{name}, {which}')
+    return fake_features(sample, labels, net, n, G.z_dim, cameras, seed, batch, device, keep, f'{name}, {which}')
 
 # %% ../../nbs/3_gan/34e_around.ipynb #23a67fe6
 def class_score(logits: Features,  # of the eyes: 'classes'
@@ -286,7 +286,7 @@ def merged(parts) -> dict:  # dicts name -> Result of batches, by the same rules
 # %% ../../nbs/3_gan/34e_around.ipynb #4775fa2d
 def nearest_start(G, target, mask, c, n=128, seed=0, batch=16):  # as `find_heads` -> mean and spread of w [1,1,w_dim] twice, start [b,1,w_dim]
     "Of n random samples the one whose picture is nearest to each target."
-    z = torch.randn(n, G.cfg.mapping.z_dim, generator=torch.Generator().manual_seed(seed)).to(target)
+    z = torch.randn(n, G.z_dim, generator=torch.Generator().manual_seed(seed)).to(target)
     w = G.map(z, G.orbit().to(z).expand(n, 25))
     best, start = torch.full((len(target),), math.inf).to(target), w[:1].repeat(len(target), 1, 1)
     for ws in w.split(batch):
@@ -322,7 +322,7 @@ def find_heads(G, target, mask,   # generator; pictures [b,3,h,w] of its size; [
 @torch.no_grad()
 def gauge(G, n=256, seed=0, c=None):  # latents; [1,25] label, None: the front -> [4,4] rigid motion of the world
     "How the generator moves a camera, on average."
-    z = torch.randn(n, G.cfg.mapping.z_dim, generator=torch.Generator().manual_seed(seed)).to(next(G.parameters()).device)
+    z = torch.randn(n, G.z_dim, generator=torch.Generator().manual_seed(seed)).to(next(G.parameters()).device)
     c = (G.orbit() if c is None else c).to(z).expand(n, 25)
     M = (split_label(G.camera(z, c))[0] @ torch.linalg.inv(split_label(c)[0])).mean(0)
     u, _, v = torch.linalg.svd(M[:3, :3])
@@ -423,7 +423,7 @@ def camera_drift(G, labels, true,  # generator; [n,25] of the data set; [n,25] t
     "The correction of every label, by a random latent each, against the truth."
     labels, true, x = check_label(labels), check_label(true), probes()
     require(len(labels) == len(true), f'{len(labels)} labels, but {len(true)} true cameras')
-    z = torch.randn(len(labels), G.cfg.mapping.z_dim, generator=torch.Generator().manual_seed(seed))
+    z = torch.randn(len(labels), G.z_dim, generator=torch.Generator().manual_seed(seed))
     device = next(G.parameters()).device
     made = torch.cat([G.camera(a.to(device), b.to(device)).cpu() for a, b in zip(z.split(batch), labels.split(batch))])
     require(bool(made.isfinite().all()), 'the corrected cameras hold NaN or infinity')

@@ -194,7 +194,7 @@ def make_heads(G, identity, n, # generator; images -> codes; how many
                seed=0, psi=1., batch=16, c=None): # -> Heads
     "n heads of a generator, from the front; the mapping sees the same camera."
     c, device = G.orbit() if c is None else c, next(G.parameters()).device
-    z = torch.randn(n, G.cfg.mapping.z_dim, generator=torch.Generator().manual_seed(seed)).to(device)
+    z = torch.randn(n, G.z_dim, generator=torch.Generator().manual_seed(seed)).to(device)
     ws = G.map(z, c.to(device).expand(n, -1), psi)
     planes = make_planes(G, ws, batch)
     rows = [observe(G, identity, p, w, c) for p, w in zip(planes.split(batch), ws.split(batch))]
@@ -255,7 +255,7 @@ def identity_check(G, judges,   # generator, Judges
     def sample(z, c):
         z = z.to(device)
         return draw(G, G.make_planes(ws := G.map(z, front.to(device).expand(len(z), -1), psi), noise='const'), ws, c, len(z))['image']
-    with torch.no_grad(): found = check_on_samples(judges, sample, G.orbit(torch.tensor([-turn, 0., turn])), n, G.cfg.mapping.z_dim, seed, batch)
+    with torch.no_grad(): found = check_on_samples(judges, sample, G.orbit(torch.tensor([-turn, 0., turn])), n, G.z_dim, seed, batch)
     auc = found['same/different latent AUC']
     return dict(auc=auc, interpretable='interpretable' if auc >= TRUST else 'not interpretable', n=n)
 

@@ -240,7 +240,7 @@ def take(self: Search, ws):
 @torch.no_grad()
 def styles(self: Search):  # -> mean of w, length of a step in it [1,1,w_dim], size of its noise, [1,6] where the camera begins
     "What style vectors look like under this label."
-    told, c, m = self.cfg.released, self.seen, self.G.cfg.mapping.z_dim
+    told, c, m = self.cfg.released, self.seen, self.G.z_dim
     z = torch.from_numpy(np.random.RandomState(123).randn(10_000, m)).float() if told else torch.randn(1000, m, generator=torch.Generator().manual_seed(0))
     z, delta = z.to(c), torch.zeros(1, 6).to(c)
     ws, n = self.G.map(z, c.expand(len(z), -1)), self.G.cfg.mapping.num_ws
@@ -360,7 +360,7 @@ def terms(self: Search, t):  # share of the stage -> {name: number}
 @torch.no_grad()
 def guess(self: Search):  # -> z [1,z_dim]
     "The best of some random ones, seen with few rays."
-    r, z = min(self.cfg.coarse, self.G.cfg.raw_size), torch.randn(self.cfg.guesses, self.G.cfg.mapping.z_dim, generator=self.generator).to(self.given)
+    r, z = min(self.cfg.coarse, self.G.cfg.raw_size), torch.randn(self.cfg.guesses, self.G.z_dim, generator=self.generator).to(self.given)
     seen = [pixel_error(coarse_picture(self.G, self.G.map(x, self.seen), self.camera(), r, **self.posed)[0], *self.small(r)) for x in z.split(1)]
     return z[torch.stack(seen).argmin()][None].clone()
 
@@ -369,7 +369,7 @@ def guess(self: Search):  # -> z [1,z_dim]
 def locality(self: Search, ws, reach=.5, turn=.6):
     "Squared change of a random head, `reach` of the way from the pivot, seen from up to `turn` radians aside."
     g, r = self.generator, min(self.cfg.coarse, self.G.cfg.raw_size)
-    z, yaw = torch.randn(1, self.G.cfg.mapping.z_dim, generator=g).to(ws), (2*torch.rand(1, generator=g) - 1)*turn
+    z, yaw = torch.randn(1, self.G.z_dim, generator=g).to(ws), (2*torch.rand(1, generator=g) - 1)*turn
     delta = torch.zeros(1, 6).index_fill_(1, torch.tensor([1]), yaw.item()).to(ws)
     with torch.no_grad():
         other, c = ws.lerp(self.base.map(z, self.seen), reach), move_camera(self.camera(), delta)

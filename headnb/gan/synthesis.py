@@ -323,7 +323,7 @@ def die_here(place): # 'identity:dynamic-3', 'written:dynamic-000001.tar', 'name
 
 def film(G, cfg, codes, kind, i, stamp): # -> yields (member, bytes)
     "All records of an identity."
-    p, d = person(cfg, codes, kind, i, G.cfg.mapping.z_dim), G.mapping.w_avg.device
+    p, d = person(cfg, codes, kind, i, G.z_dim), G.mapping.w_avg.device
     stage, key = on_stage(G, p.z, p.cond, cfg.psi, cfg.cutoff, cfg.raw_size), f'{kind[0]}{i:06d}'
     m, v = p.labels.shape[:2]
     yield f'{key}.json', json.dumps(dict(kind=kind, identity=i, motions=m, views=v, stamp=stamp)).encode()

@@ -234,7 +234,7 @@ class Online:
 @patch
 def load(self: Online, indices, device='cpu'): # -> batch
     "A batch: three views of each identity."
-    cfg, d, z_dim = self.cfg, self.G.mapping.w_avg.device, self.G.cfg.mapping.z_dim
+    cfg, d, z_dim = self.cfg, self.G.mapping.w_avg.device, self.G.z_dim
     kinds = kinds_of(len(indices), self.static, seeded('kinds', cfg.seed, *indices))
     people = [person(cfg, self.codes, k, i, z_dim) for k, i in zip(kinds, indices)]
     rows = torch.stack([torch.stack([p.labels[-1, 2], p.labels[0, 0], p.labels[-1, 1]]) for p in people]).to(d)   # target, source, driving picture
