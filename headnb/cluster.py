@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['EXECUTORS', 'JobCfg', 'minutes', 'grace', 'partitions', 'check_executor', 'meeting', 'check_port', 'RunJob', 'lead',
-           'follow', 'goes_on', 'jobs_of', 'ready', 'executor', 'script', 'Handle', 'submit', 'write_run', 'arguments',
-           'dry', 'wait', 'main']
+           'follow', 'goes_on', 'jobs_of', 'ready', 'executor', 'script', 'Handle', 'submit', 'write_run', 'named',
+           'in_order', 'in_turn', 'arguments', 'dry', 'wait', 'main']
 
 # %% ../nbs/6_tools/64b_cluster.ipynb #328049b7
 from dataclasses import dataclass
@@ -143,8 +143,9 @@ def lead(folder, warning,  # number of the signal that says: the time is nearly 
 
 def follow(folder, env):
     "On the other nodes: the processes of this node, until those of the first have ended."
+    from headnb.gan.train import reasons
     for s in (env._usr_sig(), signal.SIGTERM): signal.signal(s, signal.SIG_IGN)
-    fit_processes(from_dict(TrainRun, json.loads((folder/'config.json').read_text())['parameters']), folder)
+    with reasons(folder): fit_processes(from_dict(TrainRun, json.loads((folder/'config.json').read_text())['parameters']), folder)
     return 'followed'
 
 
@@ -229,11 +230,39 @@ def write_run(config, out):
     write_atomic(out/'config.json', json.dumps(config, indent=1))
     write_status(out, 'queued')
 
+# %% ../nbs/6_tools/64b_cluster.ipynb #5b89d8f9
+def named(x) -> set:  # nested plain data
+    "The last part of every path in it."
+    if isinstance(x, (dict, list)): return set().union(*map(named, x.values() if isinstance(x, dict) else x))
+    return {Path(x).name} if isinstance(x, str) and '/' in x else set()
+
+
+def in_order(specs, changes) -> list:  # -> [(specification, does it wait for another)]
+    "As they were given, but after those whose folders they begin with."
+    left, out = [(s, *read_spec(s, changes)) for s in specs], []
+    waits = lambda r, others: bool(named(r[3]) & {o[1] for o in others if o is not r})
+    every = [*left]
+    while left:
+        r = next((r for r in left if not waits(r, left)), left[0])
+        left.remove(r)
+        out.append((r[0], waits(r, every)))
+    return out
+
+
+def in_turn(a) -> int:  # arguments; -> the largest exit code
+    "Several runs on this machine, one after the other. What can be refused is refused before the first begins."
+    require(not a.folder, f'--folder {a.folder} is for one run; {1 + len(a.more)} were given')
+    ordered = in_order([a.spec, *a.more], a.parameter)
+    for s, waits in ordered:
+        if not waits: prepare(s, a.parameter, a.resume, a.out)
+    options = [*(x for p in a.parameter for x in ('-p', p)), *['--resume']*a.resume, *['--dry-run']*a.dry_run, *(['--out', a.out] if a.out else [])]
+    return max([run_here([str(s), *options]) for s, _ in ordered])
+
 # %% ../nbs/6_tools/64b_cluster.ipynb #66802463
 def arguments():
     "Those of `headnb-run`, and those of jobs."
     p = parser()
-    p.add_argument('more', nargs='*', help='more specifications, one job each (with --executor)')
+    p.add_argument('more', nargs='*', help='more specifications: one after the other; with --executor one job each')
     g = p.add_argument_group('as a job')
     g.add_argument('--executor', help='slurm, or local-jobs: this machine')
     for name, kind, text in (('partition', str, "SLURM's default if not given"), ('nodes', int, 'of a training'), ('gpus', int, 'of each node; a training has one process for each'), ('time', str, 'minutes, H:MM:SS, D-HH or D-HH:MM:SS; then the job is queued again'),
@@ -268,8 +297,8 @@ def main(argv=None) -> int:
     given = {k: v for k in JobCfg.__dataclass_fields__ if (v := getattr(a, k)) is not None}
     try:
         if not a.executor:
-            require(not (given or a.more or a.parts or a.wait), f'{next(iter(given), "several specifications, --parts or --wait")} without --executor: slurm, or local-jobs')
-            return run_here(argv)
+            require(not (given or a.parts or a.wait), f'{next(iter(given), "--parts or --wait")} without --executor: slurm, or local-jobs')
+            return in_turn(a) if a.more else run_here(argv)
         require(a.spec and not a.folder, 'a job needs a specification, and chooses its folder')
         cfg = from_dict(JobCfg, given, '--executor')
         check_executor(cfg)

@@ -22,12 +22,17 @@ def at(step, batch=BATCH): return step*batch/1000      # kimg
 
 SHORT = dict(kimg=at(STEPS), batch=BATCH, density_every=2, r1_every=2, snapshot_kimg=at(2), preview_kimg=at(3), log_every=1, max_loss=1e6)
 PHASES = SHORT | dict(kimg=at(STEPS, 2), batch=2, snapshot_kimg=at(2, 2), preview_kimg=at(3, 2), guide_kimg=at(3, 2), id_kimg=at(3, 2), adv_kimg=at(2, 2), freeze='paper', freeze_kimg=at(4, 2), cross_lr=2.5)
+BACK = SHORT | dict(kimg=at(STEPS, 2), batch=2, snapshot_kimg=at(2, 2), preview_kimg=at(3, 2))
 WARM = dict(ada=True, mirror=True, recon=dict(kimg=.004, d_kimg=.004, fade_kimg=1.))
 JOBS = {                                               # '@name' is a file of this bench
     'train eg3d': dict(paper='eg3d', config='tiny', data='@balls.zip', train=SHORT | WARM),
     'train panohead': dict(paper='panohead', config='tiny', data='@around.zip', train={k: v for k, v in SHORT.items() if k != 'density_every'}),
     'train head3d': dict(paper='head3d', config='tiny', data=dict(front='@balls.zip', back='@around.zip'), teacher='@teacher', start={'G': '@teacher', 'D.front': '@teacher', 'D.back': '@teacher'}, train=SHORT),
     'train genhead': dict(paper='genhead', config='tiny', data='@people.zip', train=SHORT),
+    'train head360': dict(paper='head360', config='tiny', data='@expressions.zip', train=BACK),
+    'train head360-detach': dict(paper='head360', config='tiny', data='@expressions.zip', G=dict(stage=2), start={'G': '@head360', 'D': '@head360'}, train=BACK | dict(warmup_kimg=at(2, 2))),
+    'train next3d': dict(paper='head360', config='next3d-tiny', data='@people.zip', train=BACK),
+    'train refinenet': dict(paper='refinenet', config='tiny', data=dict(pictures='@balls.zip', blur=.7), train={k: v for k, v in SHORT.items() if k[-5:] != 'every' or k == 'log_every'} | dict(mirror=True)),
     'train portrait4d': dict(paper='portrait4d', config='tiny', data='@heads4d', train=PHASES),
     'invert': dict(data='@balls.zip', count=2, seconds=None, invert=dict(method='pti', w_steps=4, tune_steps=4, perceptual=0.)),
     'synthesize': dict(recipe='tiny'),
@@ -35,6 +40,7 @@ JOBS = {                                               # '@name' is a file of th
     'control': dict(), 'around': dict(), 'reenact': dict(), 'hairstyle': dict(people=1, held_people=1, hair=dict(steps=4)),
 }
 STOPS = ('train', 'invert', 'synthesize', 'hairstyle') # templates that heed SIGTERM; the others finish what they are at. All but the last go on where they were; the others begin again
+RUNS = {'@teacher': 'train eg3d', '@head360': 'train head360'}      # folders of runs that nothing happened to
 
 
 def pictures(path, reach, **more):
@@ -46,7 +52,20 @@ def pictures(path, reach, **more):
     write_dataset(path, [dict(image=rng.integers(0, 255, (SIDE, SIDE, 3), np.uint8), c=orbit(float(y))[0]) | {k: rng.integers(0, 255, (SIDE, SIDE), np.uint8) for k in more} for y in np.linspace(-reach, reach, 12)])
 
 
+def expressions(path):
+    "Two people, two expressions, two sides, with hair and without: codes of the rig, who and what they are."
+    import numpy as np, torch
+    from headnb.base.camera import orbit
+    from headnb.field.rig import load_head
+    from headnb.gan.data import write_dataset
+    rng, rig, shown = np.random.default_rng(0), load_head(), [(i % 2, i//2 % 2, i//4 % 2, i//8) for i in range(16)]
+    shapes = rig.sample_shape(2, torch.Generator().manual_seed(0))
+    code = lambda who, mood: rig.join(shapes[who:who + 1], rig.expression_code(jawOpen=float(mood)))[0]
+    write_dataset(path, [dict(image=rng.integers(0, 255, (SIDE, SIDE, 3), np.uint8), c=orbit(2.*view)[0], drive=code(who, mood), info=dict(person=who, expression=mood, view=view, bare=bool(bare))) for who, mood, view, bare in shown])
+
+
 SETS = {                                               # file -> how it is made
+    'expressions.zip': expressions,
     'balls.zip': lambda p: pictures(p, 1), 'around.zip': lambda p: pictures(p, 3, mask=True),
     'people.zip': lambda p: recipe('anny_heads').main([str(ROOT/'data_recipes/anny_heads/codes_mini.yaml'), str(p), '--count', '32', '--size', str(SIDE), '--workers', '1']),
     'heads4d': lambda p: recipe('genhead_4d').main([str(ROOT/'data_recipes/genhead_4d/tiny.yaml'), str(p), '--no-measure']),
@@ -185,8 +204,8 @@ class Bench:
         import yaml
         def real(v):
             if isinstance(v, dict): return {k: real(x) for k, x in v.items()}
-            if v == '@teacher': return str(self.whole('train eg3d'))
             if not isinstance(v, str) or v[:1] != '@': return v
+            if v in RUNS: return str(self.whole(RUNS[v]))
             path = self.work/v[1:]
             if v[1:] not in self.made: self.made.add(v[1:]); assert forked(lambda: SETS[v[1:]](path)) == 0, f'{path} could not be made'
             return str(path)
@@ -629,11 +648,12 @@ FEWER = ('loader:1', 'checkpoint_write:2', 'G_step:2', 'D_step:3', 'EMA:3', 'ren
 HEADS = {'evaluate': ('The pictures', 'The numbers'), 'sample': ('Turntable', 'Mesh'), 'planes': ('Figure 2', 'All pairs'), 'compare': ('The same latents', 'Identity, the back, the shape'), 'control': ('Told and shown', 'Independent control'),
          'around': ('Latents 0 to 7 from all sides', 'Walking around'), 'reenact': ('The numbers', 'What it looks like'), 'hairstyle': ('Pictures', 'Training')}
 PAPERS = [j for j in JOBS if j[:5] == 'train']
+NEVER = {'train portrait4d': ('D_step:3',), 'train refinenet': ('R1:4',)}      # points that a training does not come to
 PASSED = 'warning: passed over step-00000004'
 
 CASES = [
     case('train eg3d', 'SIGKILL', *BEGIN, *MIDDLE, *ENDING),
-    *[case(j, 'SIGKILL', *(p for p in FEWER if j != 'train portrait4d' or p != 'D_step:3')) for j in PAPERS[1:]],
+    *[case(j, 'SIGKILL', *(p for p in FEWER if p not in NEVER.get(j, ()))) for j in PAPERS[1:]],
     case('invert', 'SIGKILL', 'write:config.json', 'search:2', 'write:search.safetensors@3', 'search:7', 'write:000000.safetensors', 'search:3', 'search:8', 'write:000001.safetensors', 'cell:What was found', 'write:result.json'),
     case('synthesize', 'SIGKILL', 'write:set.json', 'identity:dynamic-0', 'identity:dynamic-1', 'written:dynamic-000000.tar', 'named:dynamic-000000.tar', 'written:static-000000.tar', 'named:static-000000.tar', 'identity:dynamic-2', 'named:dynamic-000001.tar', 'write:index.json', 'write:result.json'),
     *[case(t, 'SIGKILL', *(f'cell:{h}' for h in hs), *(['write:result.json'] if t != 'sample' else [])) for t, hs in HEADS.items()],
@@ -683,7 +703,7 @@ def imported():
     import headnb.runs, headnb.gan.invert, headnb.gan.synthesis, headnb.gan.train, headnb.gan.triples, headnb.view, headnb.compare_runs, headnb.cluster  # noqa: F401
     from IPython.core.interactiveshell import InteractiveShell
     from traitlets.config import Config
-    for p in ('eg3d', 'genhead', 'head3d', 'panohead', 'portrait4d'): headnb.runs.paper_module(p)
+    for j in JOBS.values(): 'paper' in j and headnb.runs.paper_module(j['paper'])
     c = Config(); c.HistoryManager.enabled = False
     InteractiveShell.instance(config=c)
     environment()

@@ -8,18 +8,19 @@ __all__ = ['RUN_LENGTH', 'SHARING', 'KILL_POINTS', 'ReconCfg', 'TrainCfg', 'Mode
            'warm_start', 'default_terms', 'Run', 'meet', 'parts_of', 'own_noise', 'draw', 'clean_gradients',
            'only_fakes', 'gather_gradients', 'play', 'average', 'adapt', 'save_checkpoint', 'orders', 'set_orders',
            'same_everywhere', 'checkpoints', 'damage', 'newest', 'first_difference', 'load_checkpoint', 'resume', 'Log',
-           'preview', 'Pictures', 'Keep', 'default_observers', 'crossed', 'Diverged', 'Lost', 'last_good',
-           'check_finite', 'together', 'train', 'export_state', 'import_state', 'weights_of', 'check_start',
-           'begin_from']
+           'preview', 'Pictures', 'Keep', 'default_observers', 'crossed', 'Diverged', 'Lost', 'Failed', 'last_good',
+           'check_finite', 'together', 'noted', 'first_failure', 'reasons', 'advance', 'loop', 'train', 'export_state',
+           'import_state', 'weights_of', 'check_start', 'begin_from']
 
 # %% ../../nbs/3_gan/37_train.ipynb #870ea7c7
 from dataclasses import dataclass
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Literal
 import copy, json, math, os, random, shutil, signal, sys, time
 import numpy as np, torch
+from fastcore.basics import patch
 from ..base.core import BadInput, from_dict, progress, repo_path, require, sha256_of, suggest, to_dict, write_atomic
 from ..base.show import image_grid
 from ..nets.discriminator import DiscriminatorCfg
@@ -110,7 +111,7 @@ class ModelCfg:
         m, group = self.train.micro_batch, getattr(d, 'mbstd_group', 1)
         require(m is None or m > 0 and (m % group == 0 or m >= self.train.batch), f'train.micro_batch is {m}; the minibatch statistic of D compares groups of {group}, so it must be a multiple of that')
 
-
+# %% ../../nbs/3_gan/37_train.ipynb #51f6bd00
 def choose(configs, paper, name):  # CONFIGS of a paper, its name for messages, a key
     "A configuration by name."
     require(name in configs, f'{paper} has no config {name!r}{suggest(name, configs)}')
@@ -132,7 +133,7 @@ def kill_point(name: str,  # one of KILL_POINTS
               ):
     "Die here if the environment says so (tests)."
     at = os.environ.get('HEADNB_KILL_AT')
-    if at and at == f'{name}:{step}': os.kill(os.getpid(), signal.SIGKILL)
+    if at and at in (f'{name}:{step}', f'{name}:{step}@{os.environ.get("RANK", 0)}'): os.kill(os.getpid(), signal.SIGKILL)
 
 # %% ../../nbs/3_gan/37_train.ipynb #390f2bcf
 def rng_state() -> dict:  # tensors and plain data
@@ -200,7 +201,7 @@ def make_latents(data, z_dim, seed):
         torch.manual_seed(seed)
         return ImageLatents(z_dim, data.resolution)
 
-
+# %% ../../nbs/3_gan/37_train.ipynb #bc683609
 def warm_start(cfg: TrainCfg, latents) -> list:  # of terms
     "Coarse, then full reconstruction, fading; the remainder goes with the lazy terms of G."
     r = cfg.recon
@@ -237,17 +238,10 @@ class Run:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = cfg.tf32
         self.parts = parts_of(cfg, self.world)     # of a step, one after the other
         self.cfg, self.out, self.data, self.config, self.make_step, self.speed = cfg, Path(out), data, config or {'train': to_dict(cfg)}, make_step, speed
-        layout = torch.channels_last if cfg.channels_last else torch.preserve_format
-        self.G, self.D = (m.to(self.device, memory_format=layout).train() for m in (G, D))
-        self.G_ema = copy.deepcopy(self.G).eval().requires_grad_(False)
-        self.augment = augment.to(self.device) if augment else None
-        self.latents = make_latents(data, self.z_dim, cfg.seed).to(self.device) if cfg.recon.kimg else None
+        _networks(self, G, D, augment)
         self.terms = default_terms(cfg, self.latents) if terms is None else terms
-        self.phases, self.sets = make_phases(self.terms), in_turn(data)
-        self.labels = {k: d.labels.to(self.device) for k, d in self.sets.items()}
-        self.drives = {k: None if d.drive is None else d.drive.to(self.device) for k, d in self.sets.items()}
-        self.weights = {k: view_weights(d, cfg) for k, d in self.sets.items()}
-        self.batches = {k: Batches(d, cfg.batch//self.world, cfg.seed, self.weights[k], self.device, self.rank, self.world) for k, d in self.sets.items()}
+        self.phases = make_phases(self.terms)
+        _pictures(self)
         self.opts = {'G': _adam(self, self.G, cfg.lr_G, 'G'), 'D': _adam(self, self.D, cfg.lr_D, 'D')}
         self.step = self.nimg = 0
         self.start = None                          # images seen when weights without Adam's moments came in
@@ -256,14 +250,33 @@ class Run:
         _spare(self)
         _share(self)
 
-    @property
-    def z_dim(self): return self.G.mapping.cfg.z_dim if hasattr(self.G, 'mapping') else 0   # 0: a model without latents (Portrait4D)
-    @property
-    def means(self): return [b for n, b in self.G.named_buffers() if n.split('.')[-1] == 'w_avg']   # running means of styles
-    @property
-    def turn(self): return [*self.sets][self.step % len(self.sets)]    # whose batch it is: '' where there is one set
-    @property
-    def gan_nimg(self): return max(0., self.nimg - 1000*self.cfg.recon.kimg)   # what the schedules count
+# %% ../../nbs/3_gan/37_train.ipynb #37df06fc
+@patch(as_prop=True)
+def z_dim(self: Run): return getattr(self.G, 'z_dim', 0)   # 0: a model without latents (Portrait4D)
+@patch(as_prop=True)
+def means(self: Run): return [b for n, b in self.G.named_buffers() if n.split('.')[-1] == 'w_avg']   # running means of styles
+@patch(as_prop=True)
+def turn(self: Run): return [*self.sets][self.step % len(self.sets)]    # whose batch it is: '' where there is one set
+@patch(as_prop=True)
+def gan_nimg(self: Run): return max(0., self.nimg - 1000*self.cfg.recon.kimg)   # what the schedules count
+
+
+def _networks(run, G, D, augment):
+    "On the device, with an average of G and, for the warm start, latents."
+    layout = torch.channels_last if run.cfg.channels_last else torch.preserve_format
+    run.G, run.D = (m.to(run.device, memory_format=layout).train() for m in (G, D))
+    run.G_ema = copy.deepcopy(run.G).eval().requires_grad_(False)
+    run.augment = augment.to(run.device) if augment else None
+    run.latents = make_latents(run.data, run.z_dim, run.cfg.seed).to(run.device) if run.cfg.recon.kimg else None
+
+
+def _pictures(run):
+    "Each data set with its labels, and the share of this process in its batches."
+    cfg, run.sets = run.cfg, in_turn(run.data)
+    run.labels = {k: d.labels.to(run.device) for k, d in run.sets.items()}
+    run.drives = {k: None if d.drive is None else d.drive.to(run.device) for k, d in run.sets.items()}
+    run.weights = {k: view_weights(d, cfg) for k, d in run.sets.items()}
+    run.batches = {k: Batches(d, cfg.batch//run.world, cfg.seed, run.weights[k], run.device, run.rank, run.world) for k, d in run.sets.items()}
 
 # %% ../../nbs/3_gan/37_train.ipynb #dd653b94
 def meet():  # -> Accelerator
@@ -289,7 +302,7 @@ def _spare(run):
     if run.cfg.recompute != 'none': run.G.volume = partial(run.G.volume, memory=run.cfg.chunk_mb*2**20)
     if run.cfg.recompute == 'all': recompute_blocks(run.G), recompute_blocks(run.D)
 
-
+# %% ../../nbs/3_gan/37_train.ipynb #8b3a9b01
 def _adam(run, model, lr, who):
     "Corrected for the lazy terms; the latents of the warm start learn with G."
     lazy = lazy_adam(lr, run.cfg.betas, max([p.every for p in run.phases if p.who == who], default=1))
@@ -327,7 +340,7 @@ def draw(run: Run, real, phase: Phase):  # -> one Step after the other
         mine = i[j::n]
         yield run.make_step(run.G, run.D, z[j::n], labels[mine], dealt(real, j, n, b), run.gan_nimg, run.cfg.schedule, phase.who, drive=None if drives is None else drives[mine], turn=run.turn, augment=run.augment)
 
-
+# %% ../../nbs/3_gan/37_train.ipynb #62e6a40f
 def clean_gradients(run: Run, who) -> dict:  # numbers for the log
     "Average over the processes; NaN -> 0, +-inf -> +-1e5."
     grads = [p.grad for p in run._params[who] + ([*run.latents.parameters()] if who == 'G' and run.latents else []) if p.grad is not None]
@@ -384,7 +397,7 @@ def play(run: Run, phase: Phase, real: dict) -> dict:  # numbers for the log
     kill_point(phase.name, run.step)
     return stats
 
-
+# %% ../../nbs/3_gan/37_train.ipynb #3f620df7
 def average(run: Run):
     "Move G_ema towards G; buffers are copied. Of several processes the running means are averaged."
     if run.world > 1:
@@ -423,7 +436,7 @@ def _save_tensors(tensors, path):
     try: save_file({k: v.detach().contiguous() for k, v in tensors.items()}, path)
     except Exception as e: raise OSError(f'{e}') from None
 
-
+# %% ../../nbs/3_gan/37_train.ipynb #8f807498
 def save_checkpoint(run: Run) -> Path:
     "Write everything; atomically, with checksums. A failure leaves what was there before."
     same_everywhere(run)
@@ -465,7 +478,7 @@ def same_everywhere(run: Run):
     every = run.acc.gather(mine[None])
     require(bool((every == every[:1]).all()), f'the weights of {run.world} processes have drifted apart at step {run.step}')
 
-
+# %% ../../nbs/3_gan/37_train.ipynb #092090ac
 def _write_shared(run, new, where):
     "The files of the main process, then the rename, then the old ones go."
     _save_tensors({f'{k}.{n}': t for k, m in _modules(run).items() for n, t in m.state_dict().items()}, new/'weights.safetensors')
@@ -522,7 +535,7 @@ def first_difference(a: dict, b: dict, where=''):  # -> 'train.batch: 8 here, 16
         elif x != y and not (where.endswith('train') and k in RUN_LENGTH + SHARING): return f'{at} is {x!r} here, {y!r} in the checkpoint'
     return ''
 
-
+# %% ../../nbs/3_gan/37_train.ipynb #dc83c33c
 def load_checkpoint(run: Run, folder: Path):
     "Put a run back where it was when `folder` was written."
     from safetensors.torch import load_file
@@ -546,7 +559,7 @@ def load_checkpoint(run: Run, folder: Path):
     if run.rank == 0: print(f'{folder} was written by {plain["world"]} process(es), now there are {run.world}: same weights and order of pictures, ' + ('same' if run.cfg.sample_noise else 'new') + ' random numbers', file=sys.stderr)
     torch.manual_seed((run.cfg.seed*1_000_003 + run.step)*4096 + run.rank)
 
-
+# %% ../../nbs/3_gan/37_train.ipynb #6fe13d1a
 def resume(run: Run,
            how: str = 'auto',  # 'auto': the newest sound checkpoint, or from the start; 'never'; or a checkpoint folder
           ) -> list:           # damaged checkpoints passed over
@@ -585,13 +598,15 @@ class Log:
         with open(self.path, 'a') as f: f.write(json.dumps(row) + '\n')
         if self.tensorboard: self.to_board(run, row)
 
-    def to_board(self, run, row):
-        "The same numbers for TensorBoard."
-        from torch.utils.tensorboard import SummaryWriter
-        self.board = self.board or SummaryWriter(str(self.path.parent/'tensorboard'))
-        for k, v in row.items(): self.board.add_scalar(k, v or 0., run.step)
-
 # %% ../../nbs/3_gan/37_train.ipynb #95f63cb5
+@patch
+def to_board(self: Log, run, row):
+    "The same numbers for TensorBoard."
+    from torch.utils.tensorboard import SummaryWriter
+    self.board = self.board or SummaryWriter(str(self.path.parent/'tensorboard'))
+    for k, v in row.items(): self.board.add_scalar(k, v or 0., run.step)
+
+
 @torch.no_grad()
 def preview(run, rows=4, yaws=(-.5, 0., .5)):  # -> uint8 [h,w,3]
     "Fixed latents of the averaged generator: from a training camera, doing what the head in that picture does, then from fixed sides."
@@ -605,7 +620,7 @@ def preview(run, rows=4, yaws=(-.5, 0., .5)):  # -> uint8 [h,w,3]
     outs = [G.synthesize(ws, c, raw_size=raw_size(run.cfg.schedule, run.gan_nimg), noise='const', **drive) for c in fixed]
     return image_grid(torch.stack([o['image'].float().cpu() for o in outs], 1).flatten(0, 1), ncols=len(outs))
 
-
+# %% ../../nbs/3_gan/37_train.ipynb #a8f0ca35
 class Pictures:
     "A preview every so many thousand images."
     def __init__(self, out, kimg): self.out, self.kimg = Path(out)/'previews', kimg
@@ -639,6 +654,10 @@ class Lost(RuntimeError):
     "Another process of the run is gone; the message names the step and the last good checkpoint."
 
 
+class Failed(RuntimeError):
+    "One of several processes ended a run; the message says which, and what it said."
+
+# %% ../../nbs/3_gan/37_train.ipynb #2d15faf1
 def last_good(run):
     last = checkpoints(run.out)[-1:]
     return f'the last good checkpoint is {last[0]}' if last else 'no checkpoint had been written'
@@ -658,6 +677,81 @@ def together(run: Run):
         if isinstance(e, Diverged) or not gone: raise
         raise Lost(f'process {run.rank} of {run.world}: another one is gone in step {run.step} ({" ".join(str(e).split())[:120]}); {last_good(run)}') from None
 
+# %% ../../nbs/3_gan/37_train.ipynb #a3b643f4
+@contextmanager
+def noted(out):  # folder of the run
+    "In one of several processes: what ends it is written down."
+    try: yield
+    except Exception as e:
+        rank, world = (int(os.environ.get(k, d)) for k, d in (('RANK', 0), ('WORLD_SIZE', 1)))
+        note = dict(rank=rank, world=world, kind=type(e).__name__, why=' '.join(str(e).split())[:600], time=time.time())
+        if world > 1 and Path(out).is_dir():
+            with suppress(OSError): write_atomic(Path(out)/'failed'/f'{rank}.json', json.dumps(note))      # a full disk may be what ended it
+        raise
+
+
+def first_failure(out):  # -> None, or the error to raise
+    "The first process that failed by itself; where all who speak are only lost, those who do not."
+    notes = sorted((json.loads(p.read_text()) for p in Path(out).glob('failed/*.json')), key=lambda n: (n['kind'] == 'Lost', n['time']))
+    if not notes: return None
+    n, silent = notes[0], [k for k in range(notes[0]['world']) if k not in {m['rank'] for m in notes}]
+    if n['kind'] == 'Lost': return Failed(f'process {", ".join(map(str, silent)) or "?"} of {n["world"]} ended without a word (killed, or out of memory); {n["why"]}')
+    return BadInput(n['why']) if n['kind'] == 'BadInput' else Failed(f'process {n["rank"]} of {n["world"]}: {n["kind"]}: {n["why"]}')
+
+# %% ../../nbs/3_gan/37_train.ipynb #56cbaeba
+@contextmanager
+def reasons(out):
+    "Around what starts the processes of a run: its `BadInput` that tells an exit code becomes what a process said."
+    if os.environ.get('HEADNB_NODE', '0') == '0': shutil.rmtree(Path(out)/'failed', ignore_errors=True)
+    try: yield
+    except BadInput:
+        if said := first_failure(out): raise said from None
+        raise
+
+
+# %% ../../nbs/3_gan/37_train.ipynb #d463a5e6
+def advance(run: Run, observers):
+    "One step: its phases, the average, what watches, a checkpoint where one is due."
+    kill_point('loader', run.step)
+    cfg, real, stats, round_ = run.cfg, next(run.batches[run.turn]), {}, run.step//len(run.sets)     # each set has its own lazy steps
+    for phase in run.phases:
+        if round_ % phase.every == 0: stats |= play(run, phase, real)
+    average(run)
+    kill_point('EMA', run.step)
+    adapt(run, stats)
+    run.step, run.nimg, run.seconds = run.step + 1, run.nimg + cfg.batch, run.begun + time.monotonic() - run.clock
+    snapshot = crossed(run, cfg.snapshot_kimg)
+    if run.device.type == 'cpu' or snapshot or run.step % cfg.log_every == 0: check_finite(run)
+    with rng_kept():
+        for o in observers: o(run, stats)
+    if snapshot: save_checkpoint(run); run.saved = run.step
+
+# %% ../../nbs/3_gan/37_train.ipynb #6f8002f5
+def _stopper(out):
+    "-> stop(run): is it time to stop? Asked to (SIGTERM, or a file STOP in the folder of the run) or out of time."
+    asked = []
+    try: signal.signal(signal.SIGTERM, lambda *a: asked.append(True))
+    except ValueError: pass                      # not the main thread
+    def wanted(run): return bool(asked) or (Path(out)/'STOP').exists() or (run.cfg.max_seconds is not None and run.seconds - run.begun >= run.cfg.max_seconds)
+    def agreed(run): return run.step % run.cfg.log_every == 0 and bool(run.acc.reduce(torch.tensor(float(wanted(run)), device=run.device), 'sum') > 0)
+    return lambda run: wanted(run) if run.world == 1 else agreed(run)
+
+
+def loop(run: Run, observers):
+    "Steps until the end, or until it is time to stop; then a checkpoint."
+    if not run.acc.is_main_process: observers = []
+    for o in observers: getattr(o, 'rewind', lambda step: None)(run.step)
+    run.begun, run.clock, run.saved, stop = run.seconds, time.monotonic(), run.step, _stopper(run.out)
+    bar = progress(total=round(run.cfg.kimg*1000), desc='images')
+    bar.update(run.nimg)
+    while run.nimg < run.cfg.kimg*1000 and not stop(run):
+        advance(run, observers)
+        bar.update(run.cfg.batch)
+        bar.set_postfix({k: v for k, v in getattr(run, 'row', {}).items() if k in ('img_per_s', 'G/logistic', 'D/logistic', 'G/recon')}, refresh=False)
+    bar.close()
+    check_finite(run)
+    if run.saved != run.step or not checkpoints(run.out): save_checkpoint(run)
+
 # %% ../../nbs/3_gan/37_train.ipynb #f5589d2d
 def train(G, D, data,
           cfg: TrainCfg,
@@ -672,48 +766,14 @@ def train(G, D, data,
           speed=None,         # name of a parameter of G -> factor of its learning rate; None: all alike
          ) -> Run:            # .status is 'done' or 'paused'
     "Train until `cfg.kimg`, `cfg.max_seconds` or SIGTERM; a checkpoint stands at the end in every case."
-    run = Run(G, D, data, cfg, out, terms, augment, config, make_step, speed)
-    resume(run, resume_from)
-    if prepare and run.step == 0: prepare(run)
-    if observers is None: observers = default_observers(cfg, out)
-    if not run.acc.is_main_process: observers = []
-    for o in observers: getattr(o, 'rewind', lambda step: None)(run.step)
-    run.begun, stop, begin, saved = run.seconds, _stopper(out), time.monotonic() - run.seconds, run.step
-    bar = progress(total=round(cfg.kimg*1000), desc='images')
-    bar.update(run.nimg)
-    with together(run):
-        while run.nimg < cfg.kimg*1000 and not stop(run):
-            kill_point('loader', run.step)
-            real, stats, round_ = next(run.batches[run.turn]), {}, run.step//len(run.sets)     # each set has its own lazy steps
-            for phase in run.phases:
-                if round_ % phase.every == 0: stats |= play(run, phase, real)
-            average(run)
-            kill_point('EMA', run.step)
-            adapt(run, stats)
-            run.step, run.nimg, run.seconds = run.step + 1, run.nimg + cfg.batch, time.monotonic() - begin
-            snapshot = crossed(run, cfg.snapshot_kimg)
-            if run.device.type == 'cpu' or snapshot or run.step % cfg.log_every == 0: check_finite(run)
-            with rng_kept():
-                for o in observers: o(run, stats)
-            if snapshot: saved = save_checkpoint(run) and run.step
-            bar.update(cfg.batch)
-            bar.set_postfix({k: v for k, v in getattr(run, 'row', {}).items() if k in ('img_per_s', 'G/logistic', 'D/logistic', 'G/recon')}, refresh=False)
-        bar.close()
-        check_finite(run)
-        if saved != run.step or not checkpoints(out): save_checkpoint(run)
+    with noted(out):
+        run = Run(G, D, data, cfg, out, terms, augment, config, make_step, speed)
+        resume(run, resume_from)
+        if prepare and run.step == 0: prepare(run)
+        with together(run): loop(run, default_observers(cfg, out) if observers is None else observers)
     run.status = 'done' if run.nimg >= cfg.kimg*1000 else 'paused'
     if run.acc.is_main_process: (Path(out)/'STOP').unlink(missing_ok=True)       # it was heeded
     return run
-
-# %% ../../nbs/3_gan/37_train.ipynb #6b650c4d
-def _stopper(out):
-    "-> stop(run): is it time to stop? Asked to (SIGTERM, or a file STOP in the folder of the run) or out of time."
-    asked = []
-    try: signal.signal(signal.SIGTERM, lambda *a: asked.append(True))
-    except ValueError: pass                      # not the main thread
-    def wanted(run): return bool(asked) or (Path(out)/'STOP').exists() or (run.cfg.max_seconds is not None and run.seconds - run.begun >= run.cfg.max_seconds)
-    def agreed(run): return run.step % run.cfg.log_every == 0 and bool(run.acc.reduce(torch.tensor(float(wanted(run)), device=run.device), 'sum') > 0)
-    return lambda run: wanted(run) if run.world == 1 else agreed(run)
 
 # %% ../../nbs/3_gan/37_train.ipynb #54ebaf60
 def export_state(run: Run, path, info=None):  # info: JSON-able facts to keep with the weights
@@ -723,7 +783,7 @@ def export_state(run: Run, path, info=None):  # info: JSON-able facts to keep wi
     meta = dict(step=run.step, nimg=run.nimg, seconds=round(run.seconds), batches=orders(run), data=run.data.hash, config=run.config, info=info or {})
     return write_atomic(path, lambda p: save_file(half, p, {'headnb': json.dumps(meta)}))
 
-
+# %% ../../nbs/3_gan/37_train.ipynb #315b4ce3
 def import_state(run: Run, path,
                  kind=None,  # dataclass of the configuration: options that are younger than the file have their defaults
                 ) -> dict:   # the counters and facts that were kept
@@ -763,7 +823,7 @@ def check_start(name, path) -> dict:  # a key and a value of `sources` below; ->
     require(who in states, f'start: {path} holds no {who}; it holds {", ".join(states)} (a shipped model is a generator alone: take a run folder or an exported state)')
     return states
 
-
+# %% ../../nbs/3_gan/37_train.ipynb #94887a10
 def begin_from(run: Run,
                sources: dict,                          # 'G', 'D' or a part such as 'D.back' -> path, as `weights_of`
                take_over=lambda own, given: given):    # (state as born, state in the file) -> state to begin with
