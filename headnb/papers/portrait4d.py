@@ -314,7 +314,7 @@ _MICRO = small(32, 32, GlobalCfg((16, 24, 32), (2, 2, 2), (1, 2, 1), (1, 1, 2), 
 _MINI = small(64, 32, GlobalCfg((32, 64, 96, 128), (2, 2, 2, 2), out=96, rates=(2, 4, 6)), PhiCfg(dim=176, heads=4, hidden=128, tokens=4, patch=1, ups=(2, 1), mid=64, out=32), PlaneDecoderCfg(dim=128, wide=96, narrow=64),
               DetailCfg(32, 32, 2), (16, 24, 32, 48), 16, 128, 14, 2048, 128, kimg=200.)
 CONFIGS = {'tiny': _TINY, 'micro': _MICRO, 'mini': _MINI,
-           'paper': Portrait4DCfg(ReconstructorCfg(phi=PhiCfg(cross='paper'), deform=DeformCfg('paper')), train=PortraitTrainCfg(kimg=12000., freeze='paper', guide_kimg=1000., id_kimg=0., schedule=ScheduleCfg(blur_sigma=0., raw_size=64), density='none')), 'released': Portrait4DCfg()}
+           'paper': Portrait4DCfg(ReconstructorCfg(phi=PhiCfg(cross='paper'), deform=DeformCfg('paper')), train=PortraitTrainCfg(kimg=12000., freeze='paper', guide_kimg=1000., id_kimg=0., corr_gamma=1., schedule=ScheduleCfg(blur_sigma=0., raw_size=64), density='none')), 'released': Portrait4DCfg()}
 
 config = partial(choose, CONFIGS, 'Portrait4D')   # name -> Portrait4DCfg
 
