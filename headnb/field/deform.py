@@ -159,7 +159,7 @@ class Parts:
         mouth = np.setdiff1d(np.arange(n), self.noinmouth)
         require(len(mouth), "the mask 'noinmouth' holds every vertex; it must leave out the inner mouth")
         near = np.unique(self.ring[self.lips])
-        require(len(np.intersect1d(near, mouth)), f"the mask 'lips' misses the mouth: none of its {len(self.lips)} vertices touches the inner mouth (what 'noinmouth' leaves out)")
+        require(len(np.intersect1d(near, mouth)), f"the mask 'lips' misses the mouth: none of its {len(self.lips)} vertices touches the inner mouth (what 'noinmouth' leaves out); name the vertices of the lips' rim")
 
     @property
     def eyes(self): return np.sort(np.concatenate([self.left, self.right]))
@@ -688,7 +688,7 @@ def check(self: Deformer, drive): # [b, shape + expression + 12]
     if len(bad):
         row, k = bad[0].tolist()
         names = np.repeat(['shape', 'expression', 'neck', 'jaw', 'left eye', 'right eye'], [rig.n_shape, rig.n_expression, 3, 3, 3, 3])
-        require(False, f'drive is not finite: entry {k} of row {row} ({names[k]})')
+        require(False, f'drive is not finite: entry {k} of row {row} ({names[k]}); 0 there is the head at rest')
     return drive
 
 @patch
