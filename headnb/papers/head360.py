@@ -465,7 +465,7 @@ CONFIGS = {
     'eg3d-micro': model(_still(axes=AXES['eg3d_paper']), training(8., 16, .05, 32, **_FAST, **_OWN), 1024, StillCfg),
     'panohead-micro': model(_still(axes=AXES['panohead'], depth=3, sampler=dict(mode='released')), training(8., 16, .05, 32, **_FAST, **_OWN), 1024, StillCfg, keys=('image', 'raw', 'mask')),
     'nerf-tiny': model(nerf(16, 16, 32, 4, 3, 32, 16, 12), training(.064, 8, .3, 16, log_every=1, **_OWN), 341, NerfCfg, channel_max=32),
-    'nerf-micro': model(nerf(32, 32, 80, 6, 5, 64, 32, 12), training(8., 16, .05, 32, **_FAST, **_OWN), 1024, NerfCfg),
+    'nerf-micro': model(nerf(32, 32, 72, 5, 5, 64, 32, 12), training(8., 16, .05, 32, **_FAST, **_OWN), 1024, NerfCfg),
     'paper': Head360Cfg(replace(PAPER, rig='bilinear:data/synhead100.npz', embedded=False), DiscriminatorCfg(mbstd_group=2, half='float16'),
                         Head360TrainCfg(24000., 8, lr_D=.0025, density_weight=.0025, schedule=_BATCH8, photo_weight=1., gan_weight=.01, **_OWN)),
     'released': Head360Cfg(replace(Head360GCfg(), rig='bilinear:data/synhead100.npz', embedded=False)),
