@@ -18,7 +18,8 @@ def main():
     say('1/3  rendering 600 parametric heads (zip + dataset.json, 32x32)')
     do('data_recipes/anny_heads/make.py', 'data_recipes/anny_heads/frontal_mini.yaml', OUT/'demo'/'heads.zip', '--count', 600, '--size', 32)
     say('2/3  training a tiny EG3D on them, from scratch, for 100 seconds')
-    code = subprocess.run([PY, '-m', 'headnb.runs', 'tiny/eg3d'], cwd=ROOT).returncode
+    hundred = [f'train.{k}={v}' for k, v in dict(kimg=1000, max_seconds=100, snapshot_kimg=5, preview_kimg=5, log_every=10).items()]
+    code = subprocess.run([PY, '-m', 'headnb.runs', 'tiny/eg3d', *(x for p in hundred for x in ('-p', p))], cwd=ROOT).returncode
     if code not in (0, 4): sys.exit(code)          # 4: out of time, resumable - as planned
     say('3/3  opening the shipped eg3d-mini: samples, turntable, depth, planes, mesh')
     do('-m', 'headnb.runs', 'tiny/sample')

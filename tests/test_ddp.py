@@ -192,6 +192,23 @@ def first_gradients(work, name):  # watch(train): gradients of the first two pha
     return watch
 
 
+# As a user starts them: the template, torchrun, two processes
+
+ENDS = {'killed': dict(kill='D_step:3@1'), 'diverged': dict(changes=('train.max_loss=0.001',)), 'resumed': dict(folder='killed')}
+
+
+def started(work, name, kill=None, changes=(), folder=None):
+    "`headnb-run` in a fork -> exit code, status.json, seconds from the last word of a process to the end."
+    folder = work/f'run-{folder or name}'
+    def job():
+        from headnb.runs import main
+        if kill: os.environ['HEADNB_KILL_AT'] = kill
+        return main([str(work/'pair.yaml'), '--folder', str(folder), *(x for c in changes for x in ('-p', c))])
+    code = os.waitstatus_to_exitcode(forked(job))
+    said = [json.loads(p.read_text())['time'] for p in folder.glob('failed/*.json')]
+    return code, json.loads((folder/'status.json').read_text()), time.time() - max(said, default=0)
+
+
 def worker(work):
     assert forked(lambda: pictures(work/'set.zip')) == 0
     import accelerate, headnb.gan.augment, headnb.gan.generator, headnb.nets.discriminator, headnb.papers.eg3d, headnb.runs, headnb.sizing, safetensors.torch, torch._dynamo, torch.distributed, tqdm.auto  # noqa: F401  once, before the forks
@@ -203,6 +220,8 @@ def worker(work):
     report['fewer'] = [together(work, 'fewer', steps=2), forked(lambda: trained(work, 'fewer'))]             # two, then one
     report['dead'] = {k: together(work, f'dead-{k}', kill=(int(k[0]), k[1:].replace('-', ':'))) for k in KILLS}
     report['after'] = forked(lambda: trained(work, f'dead-{KILLS[1]}'))                                      # goes on alone
+    (work/'pair.yaml').write_text(f'name: pair\npaper: eg3d\nconfig: tiny\ndata: {work}/set.zip\nprocesses: 2\ntrain: {{kimg: .04, batch: 8, density_every: 2, r1_every: 2, snapshot_kimg: .016, log_every: 1, preview_kimg: 0}}\n')
+    report['ends'] = {k: started(work, k, **v) for k, v in ENDS.items()}
     with socket.socket() as s:
         s.bind(('0.0.0.0', 0)); s.listen()
         report['port'] = forked(lambda: rank_of(work, 'port', 0, 2, s.getsockname()[1], lambda: trained(work, 'port')))
@@ -262,6 +281,28 @@ def test_one_process_dies(runs, kill):
     made = checkpoints(work/f'dead-{kill}')
     assert [c.name for c in made] == (['step-00000002'] if dead else ['step-00000004', 'step-00000005']) and not any(damage(c) for c in made)
     if not dead: assert report['after'] == 0 and not list((work/f'dead-{kill}').glob('checkpoints/.*')) and apart_by(learnt(work, 'one.0of1')[0], learnt(work, f'dead-{kill}.0of1')[0])[0] < 1e-9
+
+
+@pytest.mark.parametrize('name, why', [
+    ('killed', 'Failed: process 1 of 2 ended without a word (killed, or out of memory); process 0 of 2: another one is gone in step 3'),
+    ('diverged', 'of 2: Diverged: the loss was not finite or above 0.001 at step 0; no checkpoint had been written'),
+])
+def test_why_it_failed(runs, name, why):
+    "`status.json` says what the process said, not that torchrun ended with 1; nothing is half-written."
+    from headnb.gan.train import checkpoints, damage
+    work, report, stderr = runs
+    code, status, late = report['ends'][name]
+    assert code == 1 and status['status'] == 'failed' and why in status['why'] and 'torchrun' not in status['why'], (status, stderr[-3000:])
+    made = checkpoints(work/f'run-{name}')
+    assert [c.name for c in made][-1:] == (['step-00000005'] if name == 'killed' else [])       # of `resumed` by now
+    assert not any(damage(c) for c in made) and not list((work/f'run-{name}').glob('checkpoints/.*')) and late < 60
+
+
+def test_goes_on_after_a_process_was_killed(runs):
+    work, report, stderr = runs
+    code, status, _ = report['ends']['resumed']
+    assert (code, status['status']) == (0, 'done'), (status, stderr[-3000:])
+    assert [json.loads(l)['step'] for l in (work/'run-killed'/'metrics.jsonl').read_text().splitlines()] == [1, 2, 3, 4, 5] and not (work/'run-killed'/'failed').exists()
 
 
 def test_port_in_use(runs):
