@@ -60,20 +60,26 @@ class Head360GCfg(GeneratorCfg):
 
     def __post_init__(self):
         super().__post_init__()
-        s, t, c, n = self.sides, self.texture, self.completion, self.sr_mapping
-        width = t.channels*(len(s.planes[0]) if s.join == 'concat' else 1)
-        require(len(self.topology) in (0, 2, 4) and all(n > 0 for n in self.topology), f'topology is {self.topology}; it must be (faces, texture coordinates) or (faces, texture coordinates, rows, columns of the mask)')
-        require(self.stage in (1, 2), f'stage is {self.stage}; it must be 1 or 2')
-        require((len(s.planes), width) == (len(self.sampler.axes), self.decoder.in_dim), f'sides make {len(s.planes)} planes of {width} channels; the sampler has {len(self.sampler.axes)} axes, the decoder reads {self.decoder.in_dim}')
-        require(s.size == self.planes.resolution, f'sides.size is {s.size}, planes.resolution {self.planes.resolution}')
-        require(t.w_dim == self.mapping.w_dim, f'texture.w_dim is {t.w_dim}, mapping.w_dim {self.mapping.w_dim}')
-        if c: require((c.blending.cond_size, c.blending.channels) == (s.size, t.channels), f'completion works on {c.blending.channels} channels of side {c.blending.cond_size}; the sides have {t.channels} of {s.size}')
-        if n: require(n.w_dim == self.mapping.w_dim, f'sr_mapping.w_dim is {n.w_dim}, mapping.w_dim {self.mapping.w_dim}')
+        self.check()
 
     @property
     def focal(self): return 28. if self.radius > 10 else GeneratorCfg.focal   # the released cameras stand 22.5 away
     @property
     def num_ws(self): return count_ws(self.planes.resolution) + count_ws(self.texture.resolution)
+
+# %% ../../nbs/4_papers/45_head360.ipynb #dfcb28b5
+@patch
+def check(self: Head360GCfg):
+    "Parts that fit each other, or `BadInput`."
+    s, t, c, n = self.sides, self.texture, self.completion, self.sr_mapping
+    width = t.channels*(len(s.planes[0]) if s.join == 'concat' else 1)
+    require(len(self.topology) in (0, 2, 4) and all(n > 0 for n in self.topology), f'topology is {self.topology}; it must be (faces, texture coordinates) or (faces, texture coordinates, rows, columns of the mask)')
+    require(self.stage in (1, 2), f'stage is {self.stage}; it must be 1 or 2')
+    require((len(s.planes), width) == (len(self.sampler.axes), self.decoder.in_dim), f'sides make {len(s.planes)} planes of {width} channels; the sampler has {len(self.sampler.axes)} axes, the decoder reads {self.decoder.in_dim}')
+    require(s.size == self.planes.resolution, f'sides.size is {s.size}, planes.resolution {self.planes.resolution}')
+    require(t.w_dim == self.mapping.w_dim, f'texture.w_dim is {t.w_dim}, mapping.w_dim {self.mapping.w_dim}')
+    if c: require((c.blending.cond_size, c.blending.channels) == (s.size, t.channels), f'completion works on {c.blending.channels} channels of side {c.blending.cond_size}; the sides have {t.channels} of {s.size}')
+    if n: require(n.w_dim == self.mapping.w_dim, f'sr_mapping.w_dim is {n.w_dim}, mapping.w_dim {self.mapping.w_dim}')
 
 
 NEXT3D = Head360GCfg(MappingCfg(num_ws=28), SynthesisCfg(), SamplerCfg(AXES['next3d']), DecoderCfg(), RenderCfg(rounded=True), superres_cfg('8XDC', half='float16'), 64,
@@ -109,7 +115,7 @@ class Head360(Generator):
     def z_dim(self): # numbers of a latent: of the person, and behind them of the super-resolution
         return self.cfg.mapping.z_dim + (self.cfg.sr_mapping.z_dim if self.cfg.sr_mapping else 0)
 
-
+# %% ../../nbs/4_papers/45_head360.ipynb #224d8097
 def rig_atlas(name): # 'bilinear': that of the head that ships; 'bilinear:FILE' of `save_bilinear`; else of `open_rig` -> Rig, Atlas
     "A rig, and where its corners lie in the texture."
     kind, _, file = name.partition(':')
@@ -169,7 +175,7 @@ def pose(self: Head360, drive=None, # [b,k] codes of the rig, [b,v+n,3] vertices
     x = self.rig(*self.rig.split(self.rig.join().expand(n, -1) if drive is None else drive))
     return torch.cat([x, self.rig.landmarks(x)], 1) if self.cfg.embedded else x
 
-
+# %% ../../nbs/4_papers/45_head360.ipynb #9913fb9f
 @patch
 def mouth(self: Head360, x): # [b,v+n,3] -> [b,4] rows and columns of the front side
     "The box around the lips."
@@ -248,7 +254,7 @@ def released_atlas(state): # {name of BESIDE: tensor} -> Atlas
     require(mask.ndim == 4 and mask.shape[:2] == (1, 1), f'uv_face_mask is {list(mask.shape)}; expected [1,1,h,w]')
     return Atlas(*(state[k][0] for k in BESIDE[:3]), mask[0, 0])
 
-
+# %% ../../nbs/4_papers/45_head360.ipynb #69011404
 def written(state, key, default): # default: a tuple of numbers, for a file that says nothing
     "Numbers of an attribute, with the digits that float32 has."
     x = state.get(key)
@@ -307,17 +313,27 @@ class Head360Step(Step):
         u = torch.rand(1, device=self.z.device) if self.common_u is None else self.common_u
         return self.G.make_planes(self.G.map(self.z, self.cond(u)), noise=self.noise, **self.extra)
 
-    def track(self):
-        n = self.G.cfg.num_ws
-        self.G.mapping.track(self.ws[:, :n].detach())
-        if self.G.cfg.sr_mapping: self.G.sr_mapping.track(self.ws[:, n:].detach())
+# %% ../../nbs/4_papers/45_head360.ipynb #7dfac346
+@patch
+def track(self: Head360Step):
+    "Running averages of the styles, moved by the step of D."
+    n = self.G.cfg.num_ws
+    self.G.mapping.track(self.ws[:, :n].detach())
+    if self.G.cfg.sr_mapping: self.G.sr_mapping.track(self.ws[:, n:].detach())
 
-    def labelled(self, c, codes): # what D is told: camera, and the expression where it has a second label
-        return torch.cat([c, self.G.rig.split(codes)[1]], 1) if self.D.cfg.c2_dim else c
-    @property
-    def label(self): return self.labelled(self.c, self.codes)
-    @property
-    def real_label(self): return self.labelled(self.real['c'], unpack(self.G, self.latent, self.real['drive'])[2])
+
+@patch
+def labelled(self: Head360Step, c, codes): # [b,25], codes of the rig
+    "What D is told: camera, and the expression where it has a second label."
+    return torch.cat([c, self.G.rig.split(codes)[1]], 1) if self.D.cfg.c2_dim else c
+
+
+@patch(as_prop=True)
+def label(self: Head360Step): return self.labelled(self.c, self.codes)
+
+
+@patch(as_prop=True)
+def real_label(self: Head360Step): return self.labelled(self.real['c'], unpack(self.G, self.latent, self.real['drive'])[2])
 
 # %% ../../nbs/4_papers/45_head360.ipynb #61ddd097
 @patch
@@ -397,6 +413,9 @@ def speed(cfg: Head360Cfg): # -> function: name of a parameter of G -> factor of
     return (lambda name: float(name.split('.')[0] not in names)) if names else None
 
 # %% ../../nbs/4_papers/45_head360.ipynb #71f2d1d8
+FREEZE = ('mapping', 'sr_mapping', 'planes', 'texture', 'completion', 'decoder', 'superres')
+
+
 def arrange(cfg: Head360Cfg, data): # HeadDataset with codes -> the same, or the part with hair; before the codes of a picture what `unpack` reads
     "Refuse a set that cannot drive the mesh; say who is seen, with hair or without."
     t, rig = cfg.train, rig_atlas(cfg.G.rig)[0]
@@ -414,7 +433,7 @@ def arrange(cfg: Head360Cfg, data): # HeadDataset with codes -> the same, or the
         return data
     return marked(cfg, data, facts)
 
-
+# %% ../../nbs/4_papers/45_head360.ipynb #b992b8e1
 def marked(cfg, data, facts): # of `facts_of` -> a copy of the set
     "The rows that `unpack` reads."
     if cfg.G.stage == 1 and not facts['hair'].all(): data, facts = data.only(facts['hair']), {k: x[facts['hair']] for k, x in facts.items()}
@@ -425,9 +444,6 @@ def marked(cfg, data, facts): # of `facts_of` -> a copy of the set
     out.__dict__.pop('hash', None)
     out.rows = torch.cat([data.rows[:, :25], *front, data.rows[:, 25:]], 1)
     return out
-
-
-FREEZE = ('mapping', 'sr_mapping', 'planes', 'texture', 'completion', 'decoder', 'superres')
 
 # %% ../../nbs/4_papers/45_head360.ipynb #b164a32a
 def model(G, train, # Head360GCfg, Head360TrainCfg
@@ -452,7 +468,7 @@ def training(kimg, batch, gamma, raw, **kw):
     "Of a small model: the published schedules, shortened in proportion."
     return short(kimg, batch, gamma, raw, Head360TrainCfg, dict(blur_sigma=1.), density_std=.004*.7, density_every=8, **kw)
 
-
+# %% ../../nbs/4_papers/45_head360.ipynb #9bdd8494
 _ROOM = dict(box=.7, near=2.35, far=3.05, mapping=dict(lr_mul=.1, zero_c=True), jitter='picture')
 _NEXT = dict(variant='next3d', **_ROOM)
 _FAST, _ALONE, _OWN = dict(share_fakes=True, lr_G=.002, lr_D=.003), dict(latent='random', photo_weight=0.), dict(latent='person')
