@@ -109,21 +109,22 @@ def read_spec(spec,            # 'tiny/eg3d' or a path; 'paper/eg3d@24gb': as it
     "Read a run's YAML."
     import yaml
     folder = repo_path('papermill_runs')
-    spec, _, card = str(spec).partition('@') if '@' in Path(spec).name else (spec, '', '')
+    spec, _, card = (spec, '', '') if '@' not in Path(spec).name or Path(spec).is_file() else str(spec).rpartition('@')
     path = next((p for p in (Path(spec), folder/spec, folder/f'{spec}.yaml') if p.is_file()), None)
     known = [str(p.relative_to(folder).with_suffix('')) for p in folder.glob('*/*.yaml') if p.parent.name not in ('out', 'state')]
     require(path, f'no run {str(spec)!r}{suggest(spec, known)}')
     try: table = yaml.safe_load(path.read_text())
     except yaml.YAMLError as e: raise BadInput(f'{path}: not YAML ({" ".join(str(e).split())[:120]})') from None
     require(isinstance(table, dict), f'{path}: a mapping of parameters is expected')
-    for c in [*(on_card(str(spec).removesuffix('.yaml'), card) if card else ()), *changes]:
+    inside = path.resolve().is_relative_to(folder)
+    short = str(path.resolve().relative_to(folder).with_suffix('')) if inside else path.stem
+    for c in [*(on_card(short, card) if card else ()), *changes]:
         require('=' in c, f'{c!r} is not name=value')
         *at, last = c.split('=', 1)[0].split('.')
         there = table
         for k in at: there = there.setdefault(k, {})
         there[last] = yaml.safe_load(c.split('=', 1)[1])
-    inside = path.resolve().is_relative_to(folder)
-    return table.pop('name', '-'.join(path.resolve().relative_to(folder).with_suffix('').parts) if inside else path.stem), table.pop('template', 'train'), table
+    return table.pop('name', short.replace('/', '-')), table.pop('template', 'train'), table
 
 
 def template_path(name: str) -> Path:

@@ -163,7 +163,7 @@ def moments(run: Run, n=9) -> list:  # images seen
     for i in range(n):
         at = min(int(1000*cfg.kimg*i/(n - 1)), int(1000*cfg.kimg) - 1)
         gan = max(0., at - 1000*cfg.recon.kimg)
-        what = tuple(len(p.active(at, turn)) for p in run.phases for turn in run.sets), raw_size(cfg.schedule, gan)   # of blurred and sharp: the blurred, which come first and need more
+        what = tuple(id(t) for p in run.phases for turn in run.sets for t in p.active(at, turn)), raw_size(cfg.schedule, gan)   # of blurred and sharp: the blurred, which come first and need more
         seen.setdefault(what, at)
     return [*seen.values()]
 

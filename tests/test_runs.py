@@ -3,9 +3,10 @@ import dataclasses, json, os, subprocess, sys
 import nbformat
 import numpy as np
 import pytest
-from headnb.base.core import repo_path
+from headnb.base.core import BadInput, from_dict, repo_path, to_dict
 from headnb.cluster import main as command_line
-from headnb.runs import EXIT, TEMPLATES, main
+from headnb.compare_runs import main as compare_line
+from headnb.runs import EXIT, TEMPLATES, TrainRun, main, model_config, read_cards, read_spec
 
 TRAIN = '{kimg: 0.024, batch: 4, snapshot_kimg: 0.008, log_every: 1, preview_kimg: 0.012, density_every: 2, r1_every: 2}'
 
@@ -69,6 +70,58 @@ def test_refused_before_anything_starts(place, capsys, change, message):
     assert not (place/'refused').exists()
 
 
+TRAININGS = [n for p in sorted(repo_path('papermill_runs/paper').glob('*.yaml')) if read_spec(n := f'paper/{p.stem}')[1] == 'train']
+
+
+@pytest.mark.parametrize('name', TRAININGS)
+def test_a_paper_run_has_its_line_for_every_card(name):
+    "It belongs to the settings of today; on each card the batch, the lazy intervals and all else are those of the run; where nothing fits, it is refused."
+    from headnb.gan.train import first_difference, parts_of
+    from headnb.sizing import CARDS, room_of, settings_of
+    spec, sizes = from_dict(TrainRun, read_spec(name)[2]), read_cards()
+    cfg = model_config(spec)
+    assert name in sizes and sizes[name]['settings'] == settings_of(cfg), f'python -m headnb.sizing --cards {name}'
+    assert set(sizes[name]['cards']) == set(CARDS)
+    for card, how in sizes[name]['cards'].items():
+        room = room_of(CARDS[card]*2**30)/2**30
+        if not how.get('fits', True):
+            assert how['peak_gb'] > room - .01
+            with pytest.raises(BadInput, match=f'{name} does not fit on {card}: the smallest micro-batch with everything made again takes'): read_spec(f'{name}@{card}')
+            continue
+        there = from_dict(TrainRun, read_spec(f'{name}@{card}')[2])
+        cut, share = model_config(there), cfg.train.batch//spec.processes
+        assert there.processes == spec.processes and how['peak_gb'] < room + .01
+        assert how['micro_batch']*parts_of(cut.train, there.processes)*there.processes == cfg.train.batch and (how['micro_batch'] == share or how['micro_batch'] % getattr(cfg.D, 'mbstd_group', 1) == 0)
+        assert (cut.train.micro_batch, cut.train.recompute) == (how['micro_batch'], how['recompute']) and first_difference(to_dict(cut), to_dict(cfg)) == ''
+
+
+def test_lines_of_cards_are_computed_again(tmp_path):
+    "The cheapest paper run as the file has it; a tiny one, with its peak as `predict` gives it."
+    from headnb.sizing import predict, size_run, write_cards
+    assert size_run('paper/refinenet') == read_cards()['paper/refinenet']
+    write_cards(['tiny/eg3d'], tmp_path/'cards.yaml')
+    line, cfg = read_cards(tmp_path/'cards.yaml')['tiny/eg3d'], model_config(TrainRun('eg3d', 'tiny'))
+    assert line['cards']['12gb'] == dict(processes=1, micro_batch=cfg.train.batch, recompute='none', peak_gb=round(predict(TrainRun('eg3d', 'tiny'), cfg, cfg.train.batch, hooks=False).peak/2**30, 2))
+
+
+@pytest.mark.parametrize('spec, message', [
+    ('paper/eg3d@21gb', "knows no card '21gb' for paper/eg3d; did you mean '24gb'?"),
+    ('paper/eg4d@24gb', "no run 'paper/eg4d'; did you mean 'paper/eg3d'?"),
+    ('tiny/eg3d@24gb', "holds no 'tiny/eg3d'; did you mean 'paper/eg3d'?"),
+])
+def test_a_card_that_nobody_knows(capsys, spec, message):
+    assert main([spec, '--dry-run']) == EXIT['refused']
+    err = capsys.readouterr().err
+    assert message in err and err.count('\n') == 1, err
+
+
+def test_a_run_as_it_fits_on_a_card(capsys):
+    assert main(['paper/eg3d@12gb', '--dry-run', '-p', 'data=null']) == 0
+    shown, how = json.loads(capsys.readouterr().out), read_cards()['paper/eg3d']['cards']['12gb']
+    assert shown['name'] == 'paper-eg3d' and shown['parameters']['processes'] == 8
+    assert {k: shown['config']['train'][k] for k in ('batch', 'micro_batch', 'recompute', 'r1_every')} == dict(batch=32, micro_batch=how['micro_batch'], recompute=how['recompute'], r1_every=16)
+
+
 def test_dry_run_writes_nothing(place, capsys):
     assert main([str(place/'small.yaml'), '--out', str(place/'dry'), '--dry-run', '-p', 'train.kimg=7']) == 0
     shown = json.loads(capsys.readouterr().out)
@@ -93,6 +146,10 @@ def test_killed_stopped_resumed(place, capsys):
     assert '0.024 of 0.024 kimg' in live and live.count('<img') == 2           # losses and a preview, in the notebook that was saved
     capsys.readouterr()
     assert command_line(['list', '--out', str(place/'out')]) == 0 and 'small  eg3d   tiny  done    0.024' in capsys.readouterr().out
+    cost = json.loads((folder/'result.json').read_text())['cost']
+    assert 0 < cost['kimg'] <= .012 and cost['cpu_seconds'] > 0 and cost['memory_gb'] > .1                       # of the process that ended, without its first step
+    capsys.readouterr()
+    assert compare_line(['cost', '--out', str(place/'out')]) == 0 and 'small  eg3d   tiny  4' in capsys.readouterr().out
     kept, env = json.loads((folder/'config.json').read_text()), json.loads((folder/'environment.json').read_text())
     assert kept['config']['train']['batch'] == 4 and len(kept['data_hash']) == 12 and 'torch' in env['packages'] and env['commit']
 
