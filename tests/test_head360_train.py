@@ -41,7 +41,7 @@ def place(tmp_path_factory):
             image = skin[who].expand(16, 16, 3).clone()
             if not bare: image[:8] = 20
             drive = rig.join(shapes[who:who + 1], rig.expression_code(jawOpen=float(mood)))[0]
-            yield dict(image=image.byte().numpy(), c=orbit(float(2*view))[0], drive=drive, info=dict(person=who, expression=mood, view=view, bare=bool(bare)))
+            yield dict(image=image.byte().numpy(), mask=torch.full((16, 16), 255).byte().numpy(), c=orbit(float(2*view))[0], drive=drive, info=dict(person=who, expression=mood, view=view, bare=bool(bare)))
     write_dataset(here/'set.zip', items())
     return here
 
@@ -113,7 +113,7 @@ def test_next3d(place):
 @pytest.mark.parametrize('config, kind', [('nerf-tiny', 'Nerf'), ('eg3d-micro', 'Told'), ('panohead-micro', 'Told')])
 def test_what_it_is_compared_with(place, config, kind):
     "Told the person, with the photometric loss; the checkpoint finds its class."
-    out = begin(place, config, config=config, **{'train.kimg': .008, 'D.resolution': 16, 'G.raw_size': 16} | ({} if 'nerf' in config else {'G.superres.size': 16}))
+    out = begin(place, config, config=config, **{'train.kimg': .008, 'train.schedule.raw_size': 16, 'D.resolution': 16, 'G.raw_size': 16})
     worker(out)
     assert all('G/photometric' in r for r in rows(out)) and type(open_generator(out)[0]).__name__ == kind and list((out/'previews').glob('*.png'))
 
