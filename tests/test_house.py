@@ -77,7 +77,7 @@ def test_nothing_is_imported_in_vain():
 
 def test_nothing_heavy_at_import():
     "Importing a module of ours pulls in none of the slow packages."
-    heavy = ['torchmetrics', 'lpips', 'torchvision', 'accelerate', 'kornia', 'warp', 'skimage', 'trimesh', 'plotly', 'matplotlib', 'anny', 'papermill']
+    heavy = ['diffusers', 'transformers', 'torchmetrics', 'lpips', 'torchvision', 'accelerate', 'kornia', 'warp', 'skimage', 'trimesh', 'plotly', 'matplotlib', 'anny', 'papermill']
     names = ', '.join(f'headnb.{m}' for m in sorted(NUMBER))
     r = subprocess.run([sys.executable, '-c', f'import sys, {names}\nprint([m for m in {heavy} if m in sys.modules])'], cwd=ROOT, capture_output=True, text=True)
     assert r.returncode == 0, r.stderr
