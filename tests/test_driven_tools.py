@@ -18,7 +18,10 @@ from headnb.gan.metrics import to_bytes
 from headnb.gan.terms import ScheduleCfg
 from headnb.gan.texture import bake, mesh_render
 from headnb.gan.train import preview
+from headnb.nets.stylegan2 import MappingCfg
 from headnb.papers.genhead import CONFIGS, GenHead
+from headnb.papers.head360 import Head360, small
+from headnb.view import Scene
 
 SAME = dict(noise='const', deterministic=True)
 CAMERAS = lambda yaw: orbit(yaw, 0., 4.2, focal=.5/math.tan(math.radians(6)))   # as the release's, in our axes
@@ -99,3 +102,34 @@ def test_sample_and_evaluate(far, data, tmp_path):
     done = template('evaluate', checkpoint=file, data=str(data), n=16, batch=8, out=str(tmp_path/'evaluate'))
     assert {'FID', 'coverage', 'pose error / real', 'FID independent cameras'} <= set(done['results'])
     assert torch.equal(done['labels'][:, :25], HeadDataset(data).labels) and done['labels'].shape[1] == 25 + far.rig.drive_dim
+
+
+@pytest.fixture(scope='module')
+def textured():
+    "An untrained Head360 of two mappings: its latent is that of the person and, behind it, that of the super-resolution."
+    torch.manual_seed(0)
+    G = Head360(small(32, 16, 16, sr_mapping=MappingCfg(8, w_dim=32, num_ws=2))).eval().requires_grad_(False)
+    G.decoder.fc1.weight[0] *= 30
+    assert G.z_dim == 16 + 8
+    return G
+
+
+def test_two_mappings_in_the_viewer(textured):
+    scene = Scene(textured, budget=9.)
+    z = torch.randn(1, 24, generator=torch.Generator().manual_seed(3))
+    assert torch.equal(scene.codes(scene.style(seed=3, psi=1.)), textured.map(z, scene.front))
+    for k in ('image', 'depth', 'normals', 'planes'): assert scene(scene.front, seed=3, psi=1.)[k].shape[0] == 1
+    assert torch.allclose(scene(scene.front, seed=3, psi=1.)['image'], textured.synthesize(textured.map(z, scene.front), scene.front, **SAME)['image'], atol=1e-4)
+    mixed = scene.codes(scene.style(seed=3, mix_seed=1, mix_from=4))
+    assert mixed.shape == (1, textured.cfg.num_ws + 2, 32)
+
+
+def test_two_mappings_in_sample_and_invert(textured, tmp_path):
+    file = str(save(tmp_path/'head360.safetensors', {'G_ema': textured.state_dict()}, textured.cfg, {}))
+    made = template('sample', checkpoint=file, out=str(tmp_path/'sample'), seeds=[0, 1], drive=dict(jawOpen=.8), level=0., mesh_size=16)
+    off = [(made['images'][:1] - textured.synthesize(made['ws'][:1], textured.orbit(), drive=textured.pose(d), **SAME)['image']).abs().max() for d in (to_drive(textured.rig, jawOpen=.8), None)]
+    assert off[0] < 1e-5 and off[1] > 3e-5 and (tmp_path/'sample/head.glb').stat().st_size > 1000, off      # an untrained texture shows little of what the mesh does
+    found = template('invert', checkpoint=file, out=str(tmp_path/'invert'), invert=dict(w_steps=3, tune_steps=2, perceptual=0.))
+    assert found['result']['status'] == 'done' and len(found['result']['heads']) == 2
+    again = open_inversion(tmp_path/'invert/heads/000000.safetensors', textured)
+    assert again.ws.shape == (1, textured.cfg.num_ws + 2, 32) and torch.allclose(again.render()['image'], found['heads'][0].render()['image'], atol=1e-4)

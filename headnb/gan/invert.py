@@ -499,8 +499,9 @@ class Inversion:
         "The head from any camera."
         posed = {} if self.G.rig is None else dict(drive=self.G.pose(self.drive if drive is None else drive.to(self.ws)))
         c, behind = self.c if c is None else c.to(self.ws), self.behind if behind is None else behind
-        many = lambda x: None if x is None else x.expand(len(c), -1, -1)
-        return self.G.synthesize(many(self.ws), c, noise='const', deterministic=True, ws_bcg=many(behind), **posed)
+        many = lambda x: None if x is None else x.expand(len(c), *x.shape[1:])
+        planes = self.G.make_planes(self.ws, noise='const', **posed)               # once, for all cameras
+        return self.G.synthesize(many(self.ws), c, noise='const', deterministic=True, planes=many(planes), ws_bcg=many(behind), **posed)
 
     def __str__(self):
         f = self.facts
