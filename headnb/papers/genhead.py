@@ -490,13 +490,14 @@ def small(side, raw,          # of the image and of the volume rendering, pixels
           planes=32, channels=8, w_dim=64, base=1024, top=64, samples=18,  # as of `small_generator`
           d_base=None,        # as base, of the discriminator; None: 2/3 of it
           row='F',            # of Table IV: what is switched on
+          eye_gain=1.,        # of DeformCfg
           train=GenTrainCfg(), # of the whole model
           **more) -> GenHeadCfg: # of GenHeadGCfg
     "A configuration for a CPU, driven by the head that is shipped."
     deform, corr, mask, shape, parts = (row >= x for x in 'BCDEF')
     keys = ('image', 'raw', *['corr']*corr, *['mask']*mask)
     G = small_generator(side, raw, planes, channels, w_dim, base, top, samples, 2.35, 3.05, .7, AXES['eg3d_paper'], 1, GenHeadGCfg, 1 + parts, dict(lr_mul=.1, c_dim=25 + 80*shape), render=dict(final_map='none', jitter='picture'),
-                        rig='head', frame='opencv', deform=DeformCfg(box=.7) if deform else None, parts=parts, corr=corr, camera_cond=False, backstyle=MappingCfg(w_dim//2, 0, w_dim, 1, 2, lr_mul=.1),
+                        rig='head', frame='opencv', deform=DeformCfg(box=.7, eye_gain=eye_gain) if deform else None, parts=parts, corr=corr, camera_cond=False, backstyle=MappingCfg(w_dim//2, 0, w_dim, 1, 2, lr_mul=.1),
                         background=SynthesisCfg(w_dim, raw, channels, base//2, top) if deform else None, **more)
     return GenHeadCfg(G, DiscriminatorCfg(side, keys, channel_base=d_base or base*2//3, channel_max=top, map_layers=2, clamp=None), replace(train, r1_keys=keys))
 
@@ -511,7 +512,7 @@ _MICRO, _MINI = dict(share_fakes=True, lr_G=.002, lr_D=.003), dict(share_fakes=T
 CONFIGS = {
     'tiny': small(16, 16, 16, w_dim=32, base=512, top=32, samples=12, train=training(.064, 8, .3, 16, log_every=1)),
     **{f'micro{"" if row == "F" else "-" + row.lower()}': small(32, 32, channels=12, samples=12, d_base=1024, row=row, train=training(8., 16, .05, 32, **_MICRO)) for row in 'FABCDE'},
-    'mini': small(64, 32, channels=16, w_dim=128, base=3072, top=128, samples=14, d_base=2048, part_box=(0., -.045, .11, .24), part_samples=(24, 24), train=training(200., 16, .05, 32, **_MINI)),
+    'mini': small(64, 32, channels=16, w_dim=128, base=3072, top=128, samples=14, d_base=2048, part_box=(0., -.045, .11, .24), part_samples=(24, 24), eye_gain=8., train=training(240., 16, .05, 32, **_MINI)),
     'paper': GenHeadCfg(PAPER, train=GenTrainCfg(density='none', corr_gamma=1., part='paper', distortion_weight=0., opacity_weight=0., swap='paper')),
     'released': GenHeadCfg()}
 
