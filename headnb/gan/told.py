@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['octaves', 'ToldGCfg', 'Told', 'NerfGCfg', 'Places', 'Nerf']
 
-# %% ../../nbs/3_gan/30b_told.ipynb #17112b1b
+# %% ../../nbs/3_gan/30b_told.ipynb #9d6fdc9d
 from dataclasses import dataclass
 import math
 import torch
@@ -18,14 +18,14 @@ from ..nets.ops import Linear, bias_act
 from ..nets.stylegan2 import Mapping, MappingCfg, SynthesisCfg
 from ..nets.superres import SuperRes
 
-# %% ../../nbs/3_gan/30b_told.ipynb #d3b26128
+# %% ../../nbs/3_gan/30b_told.ipynb #8179c9f3
 def octaves(x,   # [...,3] in -1..1
             n):  # how many -> [..., 3 + 6n]
     "A place in waves: itself, then sines, then cosines."
     at = (x[..., None, :]*(math.pi*2.**torch.arange(n, device=x.device))[:, None]).flatten(-2)
     return torch.cat([x, at.sin(), at.cos()], -1)
 
-# %% ../../nbs/3_gan/30b_told.ipynb #1265bc8d
+# %% ../../nbs/3_gan/30b_told.ipynb #0ece9aed
 @dataclass(frozen=True)
 class ToldGCfg(GeneratorCfg):
     "A generator whose latent is a person's."
@@ -50,7 +50,7 @@ class Told(Generator):
 
     def synthesize(self, *args, hair=None, **kw): return super().synthesize(*args, **kw)
 
-# %% ../../nbs/3_gan/30b_told.ipynb #62eaf719
+# %% ../../nbs/3_gan/30b_told.ipynb #f72f34ea
 @dataclass(frozen=True)
 class NerfGCfg(ToldGCfg):
     "A vanilla NeRF with conditions."
@@ -89,7 +89,7 @@ class Places(nn.Module):
         sigma, colour = self.last(f).split([1, self.cfg.decoder.out_dim], -1)
         return COLOUR[self.cfg.decoder.activation](colour), sigma
 
-# %% ../../nbs/3_gan/30b_told.ipynb #c2c6e691
+# %% ../../nbs/3_gan/30b_told.ipynb #eeef0e31
 class Nerf(Told):
     "A NeRF that is told a person and a drive; its `planes` are the code [b,w_dim + codes]."
     Cfg = NerfGCfg
