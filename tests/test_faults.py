@@ -1,5 +1,5 @@
 """The committed table of faults (papermill_runs/faults.json, made by `python tests/faults.py`): complete and without a failed case; some of its cheap cases again, and - in the slow tests - all of them."""
-import json, os, subprocess, sys
+import json, os, re, subprocess, sys
 import pytest
 from faults import CASES, FAULTS, JOBS, KNOWN, TABLE
 from processes import ROOT
@@ -25,6 +25,20 @@ def test_enough_kills_in_every_template():
     for r in ROWS:                                                            # kills were kills, SIGTERM left something to go on with
         if r['fault'] == 'SIGKILL': assert r['exit'] == [-9]*len(r['places']) + [0], r['name']
         if r['fault'] == 'two runs in one folder': assert sorted(r['exit']) == ([0, 0] if 'at once' in r['name'] else [0, 2]), r['name']   # at once: each in a folder of its own
+
+
+def test_every_training_is_there():
+    "Each paper, and each tiny training that is another configuration or stage of one, is killed and stopped."
+    import yaml
+    family = lambda t: (t['paper'], t['config'], t.get('G', {}).get('stage', 1))
+    tiny = [yaml.safe_load(p.read_text()) for p in sorted((ROOT/'papermill_runs/tiny').glob('*.yaml'))]
+    struck = {family(JOBS[j]) for j in JOBS if j[:5] == 'train' and {'SIGKILL', 'SIGTERM'} <= {r['fault'] for r in ROWS if r['job'] == j}}
+    assert {family(t) for t in tiny if t['template'] == 'train'} <= struck
+    assert {p.stem for p in (ROOT/'headnb/papers').glob('[!_]*.py')} == {paper for paper, *_ in struck}
+
+
+def test_every_line_says_what_it_was_measured_with():
+    for r in ROWS: assert re.fullmatch(r'[0-9a-f]{7,}\+?', r['commit']), (r['name'], r['commit'])
 
 
 def again(tmp_path, *more):
