@@ -10,6 +10,7 @@ __all__ = ['HAIR', 'SIDES', 'Recalled', 'bytes_of', 'resemblance', 'pictures_of'
 # %% ../nbs/6_tools/68d_recall.ipynb #98c76722
 from dataclasses import dataclass, replace
 import torch
+from .base.camera import orbit
 from .base.core import require
 from .field.heads import render_heads
 from .field.people import sample_head
@@ -87,7 +88,7 @@ def worn(a, b): # HeadParams of who wears it, and of whose hair it is -> HeadPar
 def known(first, who): # number of person 0 in `sample_head`, [n] -> [HeadParams, ...]
     return [sample_head(first + int(i), hats=False, specs=False) for i in who]
 
-
+# %% ../nbs/6_tools/68d_recall.ipynb #53f0f282
 def swapped(model, path, first, n=None, shift=1, device='cpu'): # as `generated`; number of person 0 -> Recalled
     "People of the training set with each other's hair."
     G, paper, cfg = trained(model)
@@ -104,7 +105,7 @@ def swapped(model, path, first, n=None, shift=1, device='cpu'): # as `generated`
     truth = torch.cat([render_heads(heads[i:i + 64], ds.labels[i:i + 64], ds.resolution, background='white', samples=2, corr=False)['image'] for i in range(0, len(heads), 64)])
     return Recalled(torch.cat(rows), truth, ds.labels, f'{data_name(ds)}: hair swapped by {model}, shift {shift}')
 
-
+# %% ../nbs/6_tools/68d_recall.ipynb #b4da1f9a
 def exchanged(G, paper, cfg, real, z): # as `again`; latents of whose hair it is -> pictures
     b, c = len(real['c']), real['c']
     s = paper.make_step(cfg)(G, None, c.new_zeros(b, G.z_dim), c, real, 1e12, cfg.train.schedule, 'G', drive=real['drive'], noise='const', deterministic=True, swap_u=c.new_ones(b))
@@ -125,10 +126,10 @@ def strangers(first, n, size): # number of the first, how many, pixels -> drive 
 
 
 def views_of(): # [1+sides,25]
-    from headnb.base.camera import orbit
+    "Cameras of a fit: the given one, then the others."
     return orbit(torch.tensor((0., *SIDES)))
 
-
+# %% ../nbs/6_tools/68d_recall.ipynb #f1df5346
 def aloud(G, n): # -> keywords: all n with hair, where the model has hair apart
     return dict(hair=[1]*n) if getattr(G.cfg, 'stage', 1) == 2 else {}
 

@@ -48,7 +48,7 @@ class RefineTrainCfg(TrainCfg):
         left = 1 - nimg/(1000*self.kimg)
         return min(1., max(0., left/self.fall)) if self.fall else 1.
 
-
+# %% ../../nbs/4_papers/46_refinenet.ipynb #fda99c1a
 @dataclass(frozen=True)
 class RefineNetCfg(ModelCfg):
     "Everything a run needs. Defaults: as published."
