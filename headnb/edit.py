@@ -57,8 +57,8 @@ class EditCfg:
 
 
 TUNES = 'model', 'texture', 'person'
-SETTINGS = {'paper': EditCfg(),                                   # what Head360 says; its numbers are ours
-            'instruct-nerf2nerf': EditCfg(first='none', every=10, sampling='pixels', perceptual=0.),   # what it was inspired by, and calls the original random sampling
+SETTINGS = {'paper': EditCfg(),                                   # what Head360 says; the numbers are ours
+            'instruct-nerf2nerf': EditCfg(first='none', every=10, sampling='pixels', perceptual=0.),   # what inspired it: one picture every ten steps, and what Head360 calls the original random sampling
             'mini': EditCfg(views=24, patch=20, steps=120),
             'tiny': EditCfg(views=3, patch=12, steps=4, batch=1, perceptual=0.)}
 

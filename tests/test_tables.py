@@ -23,7 +23,7 @@ def test_identity_measured_again():
     from headnb.gan.judges import load_judges
     package, judges = load(repo_path('papermill_runs/tables/head3d_models.safetensors')), load_judges()
     teacher, student = (package.into(k, Generator(package.cfg)).eval() for k in ('face', 'ours'))
-    z, c = torch.randn(100, package.z_dim, generator=torch.Generator().manual_seed(77)), orbit(0.).expand(100, 25)
+    z, c = torch.randn(100, teacher.z_dim, generator=torch.Generator().manual_seed(77)), orbit(0.).expand(100, 25)
     with torch.no_grad(): a, b = (judges.identity(G(z, c, noise='const', deterministic=True)['image']) for G in (teacher, student))
     again = (a*b).sum(1)
     table = read_table('head3d')
