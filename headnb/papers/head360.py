@@ -478,7 +478,7 @@ _BATCH8 = ScheduleCfg(blur_kimg=50., ema_kimg=2.5)   # 200 kimg and 10 kimg at b
 CONFIGS = {
     'tiny': model(small(16, 16, 16, samples=12, **_ROOM), training(.064, 8, .3, 16, log_every=1, **_OWN), 341),
     'micro': model(small(32, 32, 32, 12, 64, 32, 1024, 64, **_ROOM), _row(), 1024),
-    'mini': model(small(64, 32, 32, 16, 128, 64, 3072, 128, 14, **_ROOM), training(200., 16, .05, 32, **_FAST | dict(lr_G=.0015), **_OWN), 2048),
+    'mini': model(small(64, 32, 32, 16, 96, 64, 2048, 72, 14, **_ROOM), training(200., 8, .05, 32, **_FAST, gan_weight=.2, **_OWN), 1536),   # G, G_ema and D in 10 MB of bf16
     'eg3d-micro': model(_still(axes=AXES['eg3d_paper']), _row(), 1024, StillCfg),
     'panohead-micro': model(_still(axes=AXES['panohead'], depth=3, sampler=dict(mode='released')), _row(), 1024, StillCfg, keys=('image', 'raw', 'mask')),
     'nerf-tiny': model(nerf(16, 16, 32, 4, 3, 32, 16, 12), training(.064, 8, .3, 16, log_every=1, **_OWN), 341, NerfCfg, channel_max=32),
