@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['FLAME', 'PAPER', 'CONFIGS', 'config', 'blend', 'Kept', 'close_look', 'PartField', 'GenHeadGCfg', 'GenHead',
            'head_field', 'part_field', 'one_volume', 'finer_parts', 'two_maps', 'GenHeadStep', 'PartDensity',
-           'distortion', 'PartRays', 'PartDistortion', 'PartOpacity', 'PartSmooth', 'GenTrainCfg', 'GenHeadCfg',
-           'build', 'terms', 'make_step', 'view_copies', 'arrange', 'small', 'training', 'take_over', 'released_cfg',
-           'attach']
+           'distortion', 'PartRays', 'PartDistortion', 'PartOpacity', 'PartSmooth', 'Mismatch', 'GenTrainCfg',
+           'GenHeadCfg', 'build', 'terms', 'make_step', 'view_copies', 'arrange', 'small', 'training', 'take_over',
+           'released_cfg', 'attach']
 
 # %% ../../nbs/4_papers/43_genhead.ipynb #5a96258f
 from dataclasses import dataclass, field, replace
@@ -424,6 +424,21 @@ class PartSmooth(Density):
         pairs = [t.float().chunk(2, 1) for t in s.G.part_sigmas(s.reg_planes, torch.cat([x, y], 1), s.posed)]
         return sum((a - b).abs().mean() for a, b in pairs)/len(pairs)
 
+# %% ../../nbs/4_papers/43_genhead.ipynb #60f37f50
+@dataclass(frozen=True)
+class Mismatch(Term):
+    "A real picture with a foreign map is a fake."
+    eyes: float = .5    # chance that only the gaze is foreign; else expression and jaw, too
+    who = 'D'
+
+    def __call__(self, s: GenHeadStep):
+        mine, n = s.real['drive'], s.G.rig.n_shape
+        other = mine.roll(1, 0)
+        alone = torch.rand(len(mine), 1, device=mine.device) < self.eyes
+        foreign = torch.cat([mine[:, :n], torch.where(alone, mine[:, n:-6], other[:, n:-6]), other[:, -6:]], 1)
+        seen = s.real_seen | dict(corr=s.G.corr(still(foreign), s.real['c']))
+        return F.softplus(s.D(seen if s.augment is None else s.augment(seen), s.real_label).float()).mean()
+
 # %% ../../nbs/4_papers/43_genhead.ipynb #4b3c5ddf
 @dataclass(frozen=True)
 class GenTrainCfg(TrainCfg):
@@ -438,6 +453,7 @@ class GenTrainCfg(TrainCfg):
     opacity_weight: float = 100.
     swap: str = 'released'         # of GenHeadStep
     shape_prob: float = .5
+    mismatch: float = 0.           # weight of Mismatch (ours)
     copies: tuple[float, ...] = (1., 2., 4., 8., 16.)  # how often a picture counts, by its |yaw| in steps of 15 degrees
 
 
@@ -459,7 +475,7 @@ def terms(cfg: GenHeadCfg) -> list:
     t = cfg.train
     parts = [PartDensity(t.part_weight, kind=t.part), PartDistortion(t.distortion_weight), PartOpacity(t.opacity_weight)] if cfg.G.parts else []
     smooth = [PartSmooth(t.density_weight, t.density_every, t.density_std)] if t.density != 'none' else []
-    return [Logistic(who='G'), *[p for p in parts if p.weight], *smooth, Logistic(who='D'), R1(every=t.r1_every, gamma=t.gamma, keys=t.r1_keys, mask_gamma=t.mask_gamma, corr_gamma=t.corr_gamma)]
+    return [Logistic(who='G'), *[p for p in parts if p.weight], *smooth, Logistic(who='D'), *[Mismatch(t.mismatch)]*bool(t.mismatch), R1(every=t.r1_every, gamma=t.gamma, keys=t.r1_keys, mask_gamma=t.mask_gamma, corr_gamma=t.corr_gamma)]
 
 
 def make_step(cfg: GenHeadCfg): # -> function with the arguments of Step
@@ -478,6 +494,7 @@ def arrange(cfg: GenHeadCfg, data): # HeadDataset -> the same
     extra = [k for k in cfg.train.r1_keys if k not in cfg.D.keys]
     require(not extra, f'train.r1_keys names {extra}, which D does not read; it reads {cfg.D.keys}')
     require(not ('corr' in cfg.D.keys and not cfg.G.corr), 'D reads correspondence maps, and G draws none (corr: false)')
+    require(not cfg.train.mismatch or 'corr' in cfg.D.keys, f'train.mismatch is {cfg.train.mismatch}, and D reads no correspondence map: set it to 0, or give D the key corr')
     have = None if getattr(data, 'drive', None) is None else data.drive.shape[1]
     require(have or not cfg.G.deform, f'{data.path}: labels have camera numbers only; GenHead needs shape, expression and pose behind them (data_recipes/anny_heads, or the fitting of 38c_fit_photos)')
     require(not (have and cfg.G.deform and cfg.G.rig == 'head') or have == load_head().drive_dim, f'{data.path}: {have} codes a picture; the shipped head has {load_head().drive_dim} (another rig? then G.rig names the folder of its files)')
@@ -512,7 +529,7 @@ _MICRO, _MINI = dict(share_fakes=True, lr_G=.002, lr_D=.003), dict(share_fakes=T
 CONFIGS = {
     'tiny': small(16, 16, 16, w_dim=32, base=512, top=32, samples=12, train=training(.064, 8, .3, 16, log_every=1)),
     **{f'micro{"" if row == "F" else "-" + row.lower()}': small(32, 32, channels=12, samples=12, d_base=1024, row=row, train=training(8., 16, .05, 32, **_MICRO)) for row in 'FABCDE'},
-    'mini': small(64, 32, channels=16, w_dim=128, base=3072, top=128, samples=14, d_base=2048, part_box=(0., -.045, .11, .24), part_samples=(24, 24), eye_gain=8., train=training(240., 16, .05, 32, **_MINI)),
+    'mini': small(64, 32, channels=16, w_dim=128, base=3072, top=128, samples=14, d_base=2048, part_box=(0., -.045, .11, .24), part_samples=(24, 24), eye_gain=8., train=training(240., 16, .05, 32, mismatch=.5, **_MINI)),
     'paper': GenHeadCfg(PAPER, train=GenTrainCfg(density='none', corr_gamma=1., part='paper', distortion_weight=0., opacity_weight=0., swap='paper')),
     'released': GenHeadCfg()}
 
