@@ -87,7 +87,7 @@ def windowed(G, row, col, q, # Generator; corner and side in rays
     if hasattr(G, 'masks'): W.masks = lambda posed, _, size: [cut(m) for m in G.masks(posed, c)]     # of the parts of a GenHead
     return W
 
-
+# %% ../nbs/6_tools/68c_edit.ipynb #20d8dd63
 def inner(r, at, q, halo): # rays of the picture, of the window's corner and side, of the rim -> first and last of the window, in rays of the window
     "Where a window is what the picture is: a border of the picture has no rim."
     return halo*(at > 0), q - halo*(at + q < r)
@@ -111,7 +111,7 @@ class Sitter:
         more = {} if not isinstance(self.G, Head360) else dict(person=self.person, **flags(self.G, self.hair))
         return posed, self.G.make_planes(self.ws, posed, noise='const', **more)
 
-
+# %% ../nbs/6_tools/68c_edit.ipynb #3590411d
 @patch
 def look(self: Sitter, c, window=None, drive=None, planes=None): # [n,25]; (row, column, side) in rays, None: all; [1,k]; of `planes` -> dict(image, raw, depth, mask)
     "The head from some cameras."
@@ -183,7 +183,7 @@ def check_pipeline(folder): # path
     require(not odd, f'{folder}: {odd} would come from code of its own, which is not run')
     for p in sorted(folder.rglob('*')): require(p.suffix not in PICKLES or any(p.parent.glob('*.safetensors')), f'{p} is a pickle, which can run programs: convert it to safetensors')
 
-
+# %% ../nbs/6_tools/68c_edit.ipynb #d67b5448
 def silence():
     "No bars of the libraries' own."
     import diffusers, transformers
@@ -288,7 +288,7 @@ class Edit:
         self.live = self.moving()
         self.opt = torch.optim.Adam(self.live.values(), lr=cfg.lr, betas=(.9, .99))
 
-
+# %% ../nbs/6_tools/68c_edit.ipynb #bb13cd78
 @patch
 def moving(self: Edit): # -> {name: what is tuned}
     "Parameters of the copy; or how far a texture (and still planes) are from where they were, in spreads."
@@ -329,7 +329,7 @@ def windows(self: Edit, at): # views -> picture, target [n,3,h,w]
     (a, b), (x0, x1) = (tuple(self.up*i for i in inner(r, k, q, margin(self.base.G))) for k in (row, col))
     return y[..., a:b, x0:x1], t[..., a:b, x0:x1]
 
-
+# %% ../nbs/6_tools/68c_edit.ipynb #93b756f2
 @patch
 def single(self: Edit, at): # views -> picture, target [n,3,m,1]
     "Single rays of some views."
@@ -385,7 +385,7 @@ def save_state(self: Edit, folder):
     tensors = {f'live.{k}': v for k, v in self.live.items()} | moments | dict(targets=self.targets, edited=self.edited, random=self.generator.get_state())
     save(Path(folder)/'edit.safetensors', {'state': tensors}, self.cfg, dict(task=self.task, step=self.step, history=self.history))
 
-
+# %% ../nbs/6_tools/68c_edit.ipynb #d4a064af
 @patch
 @torch.no_grad()
 def load_state(self: Edit, folder) -> bool:
@@ -415,7 +415,7 @@ class Edited:
     history: list             # terms of every step
     name: str                 # of the edit
 
-
+# %% ../nbs/6_tools/68c_edit.ipynb #d99283ff
 def edit_head(sitter,         # Sitter; it is not changed
               edit,           # function (now, before [n,3,R,R], torch.Generator) -> pictures: Translator, Dye, ...
               cfg=EditCfg(),
