@@ -99,7 +99,7 @@ def swapped(model, path, first, n=None, shift=1, device='cpu'): # as `generated`
     other = people[(torch.searchsorted(people, who) + shift) % len(people)]
     require(len(people) > 1 and shift % len(people), f'{ds.path}: {len(people)} people, shift {shift}: nobody changes hair')
     with torch.no_grad():
-        for b, o in zip(batches(ds, device), other.split(32)): rows.append(exchanged(G, paper, cfg, b, own_codes(o, G.cfg.mapping.z_dim).to(b['c'])).cpu())
+        for b, o in zip(batches(ds, device), other.split(32)): rows.append(exchanged(G, paper, cfg, b, own_codes(o, G.z_dim).to(b['c'])).cpu())
     codes = unpack(G, cfg.train.latent, ds.drive)[2]
     heads = acting(load_head(), [worn(a, b) for a, b in zip(known(first, who), known(first, other))], codes)
     truth = torch.cat([render_heads(heads[i:i + 64], ds.labels[i:i + 64], ds.resolution, background='white', samples=2, corr=False)['image'] for i in range(0, len(heads), 64)])
@@ -170,7 +170,7 @@ def fitted(model, first, n, people, way='w', steps=150, device='cpu'): # as `tra
     require(cfg.train.latent == 'person', f'{model}: latent is {cfg.train.latent!r}; people are told by numbers of their own here')
     G, c = G.to(device), views_of().to(device)
     drive, truth = (x.to(device) for x in strangers(first, n, image_side(G)))
-    codes = own_codes(torch.arange(people), G.cfg.mapping.z_dim).to(device)
+    codes = own_codes(torch.arange(people), G.z_dim).to(device)
     made = [fit_one(G, t[:1], c[:1], d[None], codes, way, steps)(c).clamp(-1, 1).cpu() for t, d in zip(truth, drive)]
     return Recalled(torch.cat(made), truth.flatten(0, 1).cpu(), c.cpu().repeat(n, 1), f'{n} strangers from {first}: one picture fitted by {model}, {way}, {steps} steps')
 
@@ -185,7 +185,7 @@ def portrait(first, who, hairs, moods, c, # number of person 0; a person, [h] wh
         some = lambda b: [replace(worn(a, b), expression=tuple(e.tolist()), **calm) for e in expressions for _ in c]
         return torch.stack([render_heads(some(b), c.repeat(len(moods), 1), size, background='white', samples=2, corr=False)['image'] for b in known(first, hairs)])
     require(isinstance(G, Head360) and G.cfg.stage == 2, f'{type(G).__name__}: hairstyles are exchanged in a Head360 of stage 2')
-    return torch.stack([dressed(G, own_codes(torch.tensor([who, b]), G.cfg.mapping.z_dim), drive, c.repeat(len(moods), 1)) for b in hairs])
+    return torch.stack([dressed(G, own_codes(torch.tensor([who, b]), G.z_dim), drive, c.repeat(len(moods), 1)) for b in hairs])
 
 
 @torch.no_grad()

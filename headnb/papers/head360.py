@@ -196,14 +196,15 @@ def moving(self: Head360, texture, x, ws, **kw): # [b,c,H,W], [b,v+n,3], ws -> p
 @patch
 def make_planes(self: Head360, ws, drive=None,
                 noise='random', generator=None,
-                hair=None,   # [b] flags of stage 2: 1 with hair
+                hair=None,   # [b] flags of stage 2: 1 with hair; None: all have theirs
                 person=None, # Person made before (or fitted), instead of that of ws
                ):            # [b,p,C,1,S,S]
     "Style codes and mesh -> planes."
     kw = dict(noise=noise, generator=generator)
     person = self.person(ws, **kw) if person is None else person
     planes, alpha = self.moving(person.texture, self.pose(drive, len(ws)), ws, **kw)
-    return blend(planes, person.still, alpha) if self.cfg.stage == 1 else with_hair(planes, person.still, hair)
+    if self.cfg.stage == 1: return blend(planes, person.still, alpha)
+    return with_hair(planes, person.still, planes.new_ones(len(planes)) if hair is None else hair)
 
 
 @patch
@@ -302,7 +303,6 @@ class Head360Step(Step):
         if self.paired and self.who == 'G': self.c, self.drive = self.real['c'], self.real['drive']
         self.hair, own, self.codes = unpack(self.G, self.latent, self.drive)
         if own is not None: self.z = torch.cat([own, self.z[:, own.shape[1]:]], 1)
-        if more := self.G.z_dim - self.z.shape[1]: self.z = torch.cat([self.z, torch.randn(len(self.z), more, device=self.z.device)], 1)
 
     @cached_property
     def posed(self): return self.G.pose(still(self.codes))
