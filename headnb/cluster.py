@@ -143,9 +143,8 @@ def lead(folder, warning,  # number of the signal that says: the time is nearly 
 
 def follow(folder, env):
     "On the other nodes: the processes of this node, until those of the first have ended."
-    from headnb.gan.train import reasons
     for s in (env._usr_sig(), signal.SIGTERM): signal.signal(s, signal.SIG_IGN)
-    with reasons(folder): fit_processes(from_dict(TrainRun, json.loads((folder/'config.json').read_text())['parameters']), folder)
+    fit_processes(from_dict(TrainRun, json.loads((folder/'config.json').read_text())['parameters']), folder)
     return 'followed'
 
 
