@@ -291,7 +291,7 @@ def wait(handles, every=1.) -> int:  # seconds between looks
 def main(argv=None) -> int:
     "headnb-run SPEC [SPEC ...] [--executor slurm|local-jobs ...]; list | compare of 64a"
     argv = sys.argv[1:] if argv is None else argv
-    if argv[:1] in (['list'], ['compare']): return runs_main(argv)
+    if argv[:1] in (['list'], ['compare'], ['cost']): return runs_main(argv)
     a = arguments().parse_args(argv)
     given = {k: v for k in JobCfg.__dataclass_fields__ if (v := getattr(a, k)) is not None}
     try:
