@@ -61,8 +61,8 @@ class TrueHeads:
     def __init__(self, side=64,  # of a picture, pixels
                  raw=32):        # of opacity, depth and background
         require(0 < raw <= side, f'raw is {raw}, side {side}: opacity and depth cannot be finer than the picture')
-        self.side, self.rig = side, load_head()
-        self.cfg, self.mapping = SimpleNamespace(raw_size=raw, mapping=SimpleNamespace(z_dim=16)), SimpleNamespace(w_avg=torch.zeros(1))
+        self.side, self.rig, self.z_dim = side, load_head(), 16
+        self.cfg, self.mapping = SimpleNamespace(raw_size=raw), SimpleNamespace(w_avg=torch.zeros(1))
 
     def eval(self): return self
     def requires_grad_(self, yes=True): return self
