@@ -344,13 +344,13 @@ class GenHeadStep(Step):
     @cached_property
     def kept(self): return Kept()
     @cached_property
-    def posed(self): return self.G.pose(still(self.drive))
+    def posed(self): return self.G.pose(None if self.drive is None else still(self.drive))
     @property
     def extra(self): return dict(drive=self.posed) | (dict(keep=self.kept) if self.who == 'G' and self.G.cfg.parts else {})
 
     def cond(self, u):
         cam = self.c if self.schedule.pose_cond else torch.zeros_like(self.c)
-        shape, p = self.drive[:, :self.G.cfg.mapping.c_dim - 25], swap_prob(self.schedule, self.nimg)
+        shape, p = cam[:, :0] if self.drive is None else self.drive[:, :self.G.cfg.mapping.c_dim - 25], swap_prob(self.schedule, self.nimg)    # row A may learn from pictures without codes
         if self.swap == 'released': return swap_labels(torch.cat([cam, shape], 1), p, u)
         v = torch.rand(len(u), device=u.device) if self.shape_u is None else self.shape_u
         return torch.cat([swap_labels(cam, p, u), swap_labels(shape, self.shape_prob, v)], 1)
