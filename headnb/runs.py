@@ -59,7 +59,7 @@ class InvertRun:
     whole: bool = False             # write whole generators, or only what changed
     invert: dict = field(default_factory=dict) # fields of headnb.gan.invert.InvertCfg
 
-
+# %% ../nbs/6_tools/64_runs.ipynb #6c08d9f7
 TEMPLATES = {'train': TrainRun, 'invert': InvertRun}     # others: typed by the notebook's own parameters cell
 
 
@@ -102,7 +102,7 @@ def on_card(name: str,     # 'paper/eg3d'
     require(how.get('fits', True), f'{name} does not fit on {card}: the smallest micro-batch with everything made again takes {how["peak_gb"]} GB (predicted)')
     return [f'processes={how["processes"]}', f'train.micro_batch={how["micro_batch"]}', f'train.recompute={how["recompute"]}']
 
-
+# %% ../nbs/6_tools/64_runs.ipynb #e863e109
 def read_spec(spec,            # 'tiny/eg3d' or a path; 'paper/eg3d@24gb': as it fits on that card
               changes=(),      # 'name.name=value', value in YAML
              ):                # (name of the run, name of the template, parameters)
@@ -435,7 +435,7 @@ def tied():
 
 def several(spec: TrainRun): return spec.processes > 1 or '--standalone' not in rendezvous()
 
-
+# %% ../nbs/6_tools/64_runs.ipynb #9f30821a
 def fit_processes(spec: TrainRun, out,
                   watch=lambda: None): # called twice a second, while they train
     "The same in several processes of this machine, or of all nodes of a job."

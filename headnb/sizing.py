@@ -178,7 +178,7 @@ def saving(ledger: Ledger):  # -> {storage: bytes}
         return t
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t): yield kept
 
-
+# %% ../nbs/6_tools/65b_sizing.ipynb #e32c1ac2
 def adam_bytes(run: Run): return sum(t.numel()*t.element_size() for o in run.opts.values() for t in tree_leaves(list(o.state.values())) if torch.is_tensor(t))
 
 
@@ -313,7 +313,7 @@ def micro_batches(batch, group): # samples of a process, of the minibatch statis
     "What a batch may be divided into, the largest first."
     return [m for m in range(batch, 0, -1) if batch % m == 0 and (m % group == 0 or m == batch)]
 
-
+# %% ../nbs/6_tools/65b_sizing.ipynb #9d61efc4
 def propose(fixed: float, each: float,      # of `line`
             batch: int,                     # of one process
             group: int,                     # of the minibatch statistic
@@ -406,7 +406,7 @@ def size_run(name) -> dict: # 'paper/eg3d' -> what `cards.yaml` says of it
     work = {f'{k}_per_image': float(f'{peak.first.work(what)/u:.4g}') for k, what, u in (('tflop', 'flops', 1e12), ('gb_moved', 'moved', 1e9))}
     return dict(settings=settings_of(model_config(spec)), **work, **({'stands_in': gone} if gone else {}), cards={k: dict(processes=spec.processes, **v) for k, v in lines.items()})
 
-
+# %% ../nbs/6_tools/65b_sizing.ipynb #3de61d71
 def size_key(name): # 'paper/eg3d' -> anything hashable, or None
     "Runs with one key are played once."
     _, template, params = read_spec(name)
