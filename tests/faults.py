@@ -37,7 +37,7 @@ JOBS = {                                               # '@name' is a file of th
     'invert': dict(data='@balls.zip', count=2, seconds=None, invert=dict(method='pti', w_steps=4, tune_steps=4, perceptual=0.)),
     'synthesize': dict(recipe='tiny'),
     'evaluate': dict(n=16), 'sample': dict(seeds=[0, 1], mesh_size=16, level=0.), 'planes': dict(n=4, steps=2), 'compare': dict(n=16, pairs=2, shapes=2, known=2, accessories=8, bootstrap=2),
-    'control': dict(), 'around': dict(), 'reenact': dict(), 'recall': dict(), 'hairstyle': dict(people=1, held_people=1, hair=dict(steps=4)),
+    'control': dict(), 'around': dict(), 'reenact': dict(), 'likeness': dict(), 'hairstyle': dict(people=1, held_people=1, hair=dict(steps=4)),
 }
 STOPS = ('train', 'invert', 'synthesize', 'hairstyle') # templates that heed SIGTERM; the others finish what they are at. All but the last go on where they were; the others begin again
 RUNS = {'@teacher': 'train eg3d', '@head360': 'train head360'}      # folders of runs that nothing happened to
@@ -646,7 +646,7 @@ MIDDLE = ('checkpoint_write:2', 'rename:2', 'loader:2', 'G_reg:2', 'D_step:3', '
 ENDING = ('write:model.safetensors', 'write:result.json', 'cell:What it makes', 'write:status.json@2')
 FEWER = ('loader:1', 'checkpoint_write:2', 'G_step:2', 'D_step:3', 'EMA:3', 'rename:4', 'R1:4', 'write:model.safetensors')
 HEADS = {'evaluate': ('The pictures', 'The numbers'), 'sample': ('Turntable', 'Mesh'), 'planes': ('Figure 2', 'All pairs'), 'compare': ('The same latents', 'Identity, the back, the shape'), 'control': ('Told and shown', 'Independent control'),
-         'around': ('Latents 0 to 7 from all sides', 'Walking around'), 'reenact': ('The numbers', 'What it looks like'), 'recall': ('The pictures', 'The numbers'), 'hairstyle': ('Pictures', 'Training')}
+         'around': ('Latents 0 to 7 from all sides', 'Walking around'), 'reenact': ('The numbers', 'What it looks like'), 'likeness': ('The pictures', 'The numbers'), 'hairstyle': ('Pictures', 'Training')}
 PAPERS = [j for j in JOBS if j[:5] == 'train']
 NEVER = {'train portrait4d': ('D_step:3',), 'train refinenet': ('R1:4',)}      # points that a training does not come to
 PASSED = 'warning: passed over step-00000004'
