@@ -311,9 +311,9 @@ def _same_parameters(out, before, now):
     require(not wrong, f'{out.name} cannot be resumed: ' + '; '.join(f'{k} was {before.get(k)!r}, it is {now.get(k)!r}' for k in wrong))
 
 
-def _same_run(out, config):  # folder, what `prepare` found
+def _same_run(out, config, checked):  # folder, what `prepare` found
     "A resumed run must be the same run, and not one that is still going."
-    from headnb.gan.train import first_difference
+    from headnb.gan.train import filled, first_difference
     read = lambda name: json.loads((out/name).read_text()) if (out/name).exists() else {}
     status, before = read('status.json'), read('config.json')
     here = status.get('status') == 'running' and status.get('host', socket.gethostname()) == socket.gethostname()
@@ -321,7 +321,8 @@ def _same_run(out, config):  # folder, what `prepare` found
     require(not going, f'{out.name} is still running ({going})')
     require(before.get('template', config['template']) == config['template'], f'{out.name} cannot be resumed: template was {before.get("template")}, it is {config["template"]}')
     if 'config' not in config: return _same_parameters(out, before.get('parameters', {}), json.loads(json.dumps(config['parameters'])))
-    wrong = first_difference(config['config'], before['config'])
+    theirs = filled(model_config(checked), before['config'], f'{out.name}: config') if isinstance(checked, TrainRun) else before['config']
+    wrong = first_difference(config['config'], theirs)
     require(not wrong, f'{out.name} cannot be resumed: {wrong.replace("checkpoint", "run")}')
     for k in ('data_hash', 'teacher', 'start'): require(config.get(k) == before.get(k), f'{out.name} cannot be resumed: {k} was {before.get(k)}, it is {config.get(k)}')
 
@@ -335,7 +336,7 @@ def prepare(spec, changes=(), resume=False,
     checked, facts = check(template, params)
     config = dict(name=name, template=template, parameters=params if checked is None else asdict(checked), **(facts or {}))
     out = Path(folder) if folder else run_folder(name, resume, root)
-    if resume or (out/'config.json').exists(): _same_run(out, config)
+    if resume or (out/'config.json').exists(): _same_run(out, config, checked)
     return config, out
 
 
@@ -408,10 +409,10 @@ def fit(spec: TrainRun, cfg, data, out, resume='auto', observers=None,
     teacher = {k: m.to(device) for k, m in open_teacher(spec, cfg, data).items()}
     own = {k: getattr(module, k)(cfg, **teacher) for k in ('terms', 'make_step', 'speed') if hasattr(module, k)}   # where a paper has none, EG3D's
     take_over = [partial(module.take_over, cfg)] if hasattr(module, 'take_over') else []
-    begin = (lambda r: t.import_state(r, state, type(cfg))) if state and state.exists() else (lambda r: t.begin_from(r, starts(spec), *take_over)) if spec.start else None
+    begin = (lambda r: t.import_state(r, state)) if state and state.exists() else (lambda r: t.begin_from(r, starts(spec), *take_over)) if spec.start else None
     info = {'paper': spec.paper, 'config': spec.config, **{k: data.meta[k] for k in ('multi_view',) if k in data.meta}}
     if observers is None: observers = t.default_observers(cfg.train, out) + ([t.Keep(state, info)] if state else [])
-    run = t.train(*G_D, data, cfg.train, out, augment=augment, observers=observers + [meter := Meter()] + [watch]*(watch is not None), resume_from=resume, config=to_dict(cfg), prepare=begin, **own)
+    run = t.train(*G_D, data, cfg.train, out, augment=augment, observers=observers + [meter := Meter()] + [watch]*(watch is not None), resume_from=resume, config=cfg, prepare=begin, **own)
     if run.acc.is_main_process:
         if state: t.export_state(run, state, info)
         save(Path(out)/'model.safetensors', dict(G=run.G, G_ema=run.G_ema, D=run.D), cfg, dict(kimg=run.nimg/1000, data_hash=data.hash, **info))

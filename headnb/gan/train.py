@@ -7,13 +7,13 @@ __all__ = ['RUN_LENGTH', 'SHARING', 'KILL_POINTS', 'ReconCfg', 'TrainCfg', 'Mode
            'rng_state', 'set_rng_state', 'rng_kept', 'Phase', 'make_phases', 'after', 'view_weights', 'make_latents',
            'warm_start', 'default_terms', 'Run', 'meet', 'parts_of', 'own_noise', 'draw', 'clean_gradients',
            'only_fakes', 'gather_gradients', 'play', 'average', 'adapt', 'save_checkpoint', 'orders', 'set_orders',
-           'same_everywhere', 'checkpoints', 'damage', 'newest', 'first_difference', 'load_checkpoint', 'resume', 'Log',
-           'preview', 'Pictures', 'Keep', 'default_observers', 'crossed', 'Diverged', 'Lost', 'Failed', 'last_good',
-           'check_finite', 'together', 'noted', 'first_failure', 'reasons', 'advance', 'loop', 'train', 'export_state',
-           'import_state', 'weights_of', 'check_start', 'begin_from']
+           'same_everywhere', 'checkpoints', 'damage', 'newest', 'first_difference', 'filled', 'load_checkpoint',
+           'resume', 'Log', 'preview', 'Pictures', 'Keep', 'default_observers', 'crossed', 'Diverged', 'Lost', 'Failed',
+           'last_good', 'check_finite', 'together', 'noted', 'first_failure', 'reasons', 'advance', 'loop', 'train',
+           'export_state', 'import_state', 'weights_of', 'check_start', 'begin_from']
 
 # %% ../../nbs/3_gan/37_train.ipynb #870ea7c7
-from dataclasses import dataclass
+from dataclasses import dataclass, make_dataclass
 from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
@@ -57,6 +57,7 @@ class TrainCfg:
     lr_G: float = 0.0025
     lr_D: float = 0.002
     betas: tuple[float, float] = (0., 0.99)
+    eps: float = 1e-8                    # of Adam
     gamma: float = 1.                    # R1
     r1_keys: tuple[str, ...] = ('image', 'raw')
     r1_every: int = 16
@@ -229,7 +230,7 @@ class Run:
                  out,               # folder of the run
                  terms=None,        # list of terms; None: default_terms
                  augment=None,      # ADA (notebook 32) or None
-                 config=None,       # dict that a checkpoint must agree with; None: the training configuration
+                 config=None,       # dataclass that a checkpoint must agree with; None: the training configuration alone
                  make_step=Step,    # what a paper's steps are made by, with the arguments of Step
                  speed=None,        # name of a parameter of G -> factor of its learning rate; None: all alike
                 ):
@@ -237,7 +238,7 @@ class Run:
         self.device, self.world, self.rank = self.acc.device, self.acc.num_processes, self.acc.process_index
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = cfg.tf32
         self.parts = parts_of(cfg, self.world)     # of a step, one after the other
-        self.cfg, self.out, self.data, self.config, self.make_step, self.speed = cfg, Path(out), data, config or {'train': to_dict(cfg)}, make_step, speed
+        self.cfg, self.out, self.data, self.config, self.make_step, self.speed = cfg, Path(out), data, config or make_dataclass('Config', [('train', type(cfg), cfg)])(), make_step, speed
         _networks(self, G, D, augment)
         self.terms = default_terms(cfg, self.latents) if terms is None else terms
         self.phases = make_phases(self.terms)
@@ -310,7 +311,7 @@ def _adam(run, model, lr, who):
     factors = {n: speed(n) for n, _ in model.named_parameters()}
     groups = [dict(params=[p for n, p in model.named_parameters() if factors[n] == f], base=lazy['lr']*f) for f in dict.fromkeys(factors.values())]
     if who == 'G' and run.latents: groups.append(dict(params=list(run.latents.parameters()), base=run.cfg.recon.lr))
-    return torch.optim.Adam(groups, fused=True, eps=1e-8, **lazy)
+    return torch.optim.Adam(groups, fused=True, eps=run.cfg.eps, **lazy)
 
 
 def _share(run):
@@ -485,7 +486,7 @@ def _write_shared(run, new, where):
     kill_point('checkpoint_write', run.step)
     _save_tensors({k: t for k, (_, t) in _moments(run).items() if t is not None}, new/'optimisers.safetensors')
     plain = dict(step=run.step, nimg=run.nimg, start=run.start, seconds=run.seconds, signs=run.signs, batches=orders(run),
-                 world=run.world, data=run.data.hash, config=run.config)
+                 world=run.world, data=run.data.hash, config=to_dict(run.config))
     (new/'state.json').write_text(json.dumps(plain, indent=1))
     sums = ''.join(f'{sha256_of(f)}  {f.name}\n' for f in sorted(new.iterdir()))
     (new/'SHA256SUMS').write_text(sums)
@@ -535,12 +536,17 @@ def first_difference(a: dict, b: dict, where=''):  # -> 'train.batch: 8 here, 16
         elif x != y and not (where.endswith('train') and k in RUN_LENGTH + SHARING): return f'{at} is {x!r} here, {y!r} in the checkpoint'
     return ''
 
+
+def filled(config, kept: dict, where) -> dict:  # a configuration, plain data of one that was kept earlier
+    "What was kept, with the defaults of options that are younger than it."
+    return to_dict(from_dict(type(config), kept, where))
+
 # %% ../../nbs/3_gan/37_train.ipynb #dc83c33c
 def load_checkpoint(run: Run, folder: Path):
     "Put a run back where it was when `folder` was written."
     from safetensors.torch import load_file
     plain = json.loads((folder/'state.json').read_text())
-    wrong = first_difference(json.loads(json.dumps(run.config)), plain['config'])
+    wrong = first_difference(to_dict(run.config), filled(run.config, plain['config'], f'{folder}: config'))
     require(not wrong, f'{folder} belongs to another configuration: {wrong}')
     require(plain['data'] == run.data.hash, f'{folder} was trained on data {plain["data"]}, this is {run.data.hash}')
     weights = load_file(folder/'weights.safetensors')
@@ -760,7 +766,7 @@ def train(G, D, data,
           augment=None,       # ADA or None
           observers=None,     # called as o(run, stats) after each step, on the main process; None: log and previews
           resume_from='auto', # see `resume`
-          config=None,        # dict that a checkpoint must agree with
+          config=None,        # dataclass that a checkpoint must agree with; None: `cfg` alone
           prepare=None,       # called with the run before its first step, if it is not resumed (imports weights)
           make_step=Step,     # what a paper's steps are made by, with the arguments of Step
           speed=None,         # name of a parameter of G -> factor of its learning rate; None: all alike
@@ -780,19 +786,17 @@ def export_state(run: Run, path, info=None):  # info: JSON-able facts to keep wi
     "Write G_ema, D (bfloat16), latents and counters to one safetensors file; G begins as G_ema again."
     from safetensors.torch import save_file
     half = {f'{k}.{n}': (t.bfloat16() if t.is_floating_point() else t).detach().contiguous() for k, m in _modules(run).items() if k != 'G' for n, t in m.state_dict().items()}
-    meta = dict(step=run.step, nimg=run.nimg, seconds=round(run.seconds), batches=orders(run), data=run.data.hash, config=run.config, info=info or {})
+    meta = dict(step=run.step, nimg=run.nimg, seconds=round(run.seconds), batches=orders(run), data=run.data.hash, config=to_dict(run.config), info=info or {})
     return write_atomic(path, lambda p: save_file(half, p, {'headnb': json.dumps(meta)}))
 
 # %% ../../nbs/3_gan/37_train.ipynb #315b4ce3
-def import_state(run: Run, path,
-                 kind=None,  # dataclass of the configuration: options that are younger than the file have their defaults
-                ) -> dict:   # the counters and facts that were kept
+def import_state(run: Run, path) -> dict:  # the counters and facts that were kept
     "Start a run from exported weights; the counters go on, Adam and the random numbers start anew."
     from safetensors import safe_open
     with safe_open(path, 'pt') as f:
         meta = json.loads(f.metadata()['headnb'])
-        theirs = to_dict(from_dict(kind, {k: meta['config'][k] for k in ('G', 'D')}, f'{path}: config')) if kind else meta['config']
-        wrong = first_difference(*({k: v for k, v in c.items() if k in ('G', 'D')} for c in (run.config, theirs)))
+        nets = lambda c: {k: v for k, v in c.items() if k in ('G', 'D')}
+        wrong = first_difference(*(nets(c) for c in (to_dict(run.config), filled(run.config, nets(meta['config']), f'{path}: config'))))
         require(not wrong, f'{path} belongs to another configuration: {wrong}')
         for k, m in _modules(run).items():
             with torch.no_grad():

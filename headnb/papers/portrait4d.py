@@ -238,6 +238,7 @@ class PortraitTrainCfg(TrainCfg):
     lr_G: float = 1e-4
     lr_D: float = 1e-4
     betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-5
     schedule: ScheduleCfg = ScheduleCfg(blur_sigma=0., raw_size=64, raw_final=128, raw_kimg=1000.)
     r1_keys: tuple[str, ...] = ('image', 'raw', 'corr', 'mask')
     corr_gamma: float = 10.        # R1 as GenHead's
