@@ -116,7 +116,6 @@ class DeformCfg:
     eye_box: float = 1.2          # boxes of the eyes over the size of the eyeballs
     corr: float = .6              # correspondence = canonical mesh over this ...
     corr_eye: float = .5          # ... minus this in z on the eyeballs
-    eye_gain: float = 1.          # ... where it is so many times as far from their centres (ours; 1: as published)
     neck: bool = True             # False: the angles of the neck are ignored
     jaw: float = .3               # opening of the canonical mouth, radians, where the rig does not say
 
@@ -677,7 +676,6 @@ def _draw(self: Deformer):
     self._keep('drawn', np.concatenate(faces).astype(np.int32))
     corr = self.canonical[0]/(self.cfg.corr*self.cfg.scale)
     corr[torch.as_tensor(p.eyes), 2] -= self.cfg.corr_eye
-    for ids in map(torch.as_tensor, (p.left, p.right)): corr[ids] = torch.lerp(corr[ids].mean(0), corr[ids], self.cfg.eye_gain)
     self._keep('corr', corr)
 
 # %% ../../nbs/2_field/24_deform.ipynb #44cbbb0a

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FLAME', 'PAPER', 'CONFIGS', 'config', 'blend', 'Kept', 'close_look', 'PartField', 'GenHeadGCfg', 'GenHead',
            'head_field', 'part_field', 'one_volume', 'finer_parts', 'two_maps', 'GenHeadStep', 'PartDensity',
-           'distortion', 'PartRays', 'PartDistortion', 'PartOpacity', 'PartSmooth', 'Mismatch', 'GenTrainCfg',
+           'distortion', 'PartRays', 'PartDistortion', 'PartOpacity', 'PartSmooth', 'PartPixels', 'GenTrainCfg',
            'GenHeadCfg', 'build', 'terms', 'make_step', 'view_copies', 'arrange', 'small', 'training', 'take_over',
            'released_cfg', 'attach']
 
@@ -337,8 +337,10 @@ class GenHeadStep(Step):
     swap: str = 'released'               # what the mapping may see of another sample: 'released': camera and shape together; 'paper': each by itself
     shape_prob: float = .5               # paper: chance of a foreign shape
     shape_u: torch.Tensor | None = None  # [b] uniform numbers: swap where u < chance
+    own: bool = False                    # fakes of G are told the cameras and codes of the real batch, so that pixels can be compared
 
     def __post_init__(self): # D, too, was told labels with the axes of `frame`
+        if self.own and self.who == 'G': self.c, self.drive = self.real['c'], self.real['drive']
         if (frame := self.G.cfg.frame) != 'opencv': self.D = lambda batch, c, D=self.D: D(batch, relabel(c, 'opencv', frame))
 
     @cached_property
@@ -426,18 +428,13 @@ class PartSmooth(Density):
 
 # %% ../../nbs/4_papers/43_genhead.ipynb #60f37f50
 @dataclass(frozen=True)
-class Mismatch(Term):
-    "A real picture with a foreign map is a fake."
-    eyes: float = .5    # chance that only the gaze is foreign; else expression and jaw, too
-    who = 'D'
+class PartPixels(Term):
+    "L1 distance to the real picture under the masks of eyes and mouth; the fake is told the codes of that picture (`own`)."
+    who = 'G'
 
     def __call__(self, s: GenHeadStep):
-        mine, n = s.real['drive'], s.G.rig.n_shape
-        other = mine.roll(1, 0)
-        alone = torch.rand(len(mine), 1, device=mine.device) < self.eyes
-        foreign = torch.cat([mine[:, :n], torch.where(alone, mine[:, n:-6], other[:, n:-6]), other[:, -6:]], 1)
-        seen = s.real_seen | dict(corr=s.G.corr(still(foreign), s.real['c']))
-        return F.softplus(s.D(seen if s.augment is None else s.augment(seen), s.real_label).float()).mean()
+        mask = sum(s.G.masks(s.posed, s.c, s.fake['image'].shape[-1])).clamp(max=1)
+        return ((s.fake['image'] - s.real['image']).abs()*mask).sum()/(3*mask.sum()).clamp(min=1)
 
 # %% ../../nbs/4_papers/43_genhead.ipynb #4b3c5ddf
 @dataclass(frozen=True)
@@ -453,7 +450,7 @@ class GenTrainCfg(TrainCfg):
     opacity_weight: float = 100.
     swap: str = 'released'         # of GenHeadStep
     shape_prob: float = .5
-    mismatch: float = 0.           # weight of Mismatch (ours)
+    pixels: float = 0.             # weight of PartPixels (ours)
     copies: tuple[float, ...] = (1., 2., 4., 8., 16.)  # how often a picture counts, by its |yaw| in steps of 15 degrees
 
 
@@ -473,14 +470,14 @@ def build(cfg: GenHeadCfg): # -> (G, D)
 def terms(cfg: GenHeadCfg) -> list:
     "What they are trained on."
     t = cfg.train
-    parts = [PartDensity(t.part_weight, kind=t.part), PartDistortion(t.distortion_weight), PartOpacity(t.opacity_weight)] if cfg.G.parts else []
+    parts = [PartDensity(t.part_weight, kind=t.part), PartDistortion(t.distortion_weight), PartOpacity(t.opacity_weight), PartPixels(t.pixels)] if cfg.G.parts else []
     smooth = [PartSmooth(t.density_weight, t.density_every, t.density_std)] if t.density != 'none' else []
-    return [Logistic(who='G'), *[p for p in parts if p.weight], *smooth, Logistic(who='D'), *[Mismatch(t.mismatch)]*bool(t.mismatch), R1(every=t.r1_every, gamma=t.gamma, keys=t.r1_keys, mask_gamma=t.mask_gamma, corr_gamma=t.corr_gamma)]
+    return [Logistic(who='G'), *[p for p in parts if p.weight], *smooth, Logistic(who='D'), R1(every=t.r1_every, gamma=t.gamma, keys=t.r1_keys, mask_gamma=t.mask_gamma, corr_gamma=t.corr_gamma)]
 
 
 def make_step(cfg: GenHeadCfg): # -> function with the arguments of Step
     "What the loop of notebook 37 makes its steps by."
-    return partial(GenHeadStep, swap=cfg.train.swap, shape_prob=cfg.train.shape_prob)
+    return partial(GenHeadStep, swap=cfg.train.swap, shape_prob=cfg.train.shape_prob, own=cfg.train.pixels > 0)
 
 
 def view_copies(labels, copies): # [n,25]; factors of |yaw| 0-15, 15-30, ... degrees -> [n]
@@ -494,7 +491,7 @@ def arrange(cfg: GenHeadCfg, data): # HeadDataset -> the same
     extra = [k for k in cfg.train.r1_keys if k not in cfg.D.keys]
     require(not extra, f'train.r1_keys names {extra}, which D does not read; it reads {cfg.D.keys}')
     require(not ('corr' in cfg.D.keys and not cfg.G.corr), 'D reads correspondence maps, and G draws none (corr: false)')
-    require(not cfg.train.mismatch or 'corr' in cfg.D.keys, f'train.mismatch is {cfg.train.mismatch}, and D reads no correspondence map: set it to 0, or give D the key corr')
+    require(not cfg.train.pixels or cfg.G.parts, f'train.pixels is {cfg.train.pixels}, and G has no parts: set it to 0')
     have = None if getattr(data, 'drive', None) is None else data.drive.shape[1]
     require(have or not cfg.G.deform, f'{data.path}: labels have camera numbers only; GenHead needs shape, expression and pose behind them (data_recipes/anny_heads, or the fitting of 38c_fit_photos)')
     require(not (have and cfg.G.deform and cfg.G.rig == 'head') or have == load_head().drive_dim, f'{data.path}: {have} codes a picture; the shipped head has {load_head().drive_dim} (another rig? then G.rig names the folder of its files)')
@@ -507,14 +504,13 @@ def small(side, raw,          # of the image and of the volume rendering, pixels
           planes=32, channels=8, w_dim=64, base=1024, top=64, samples=18,  # as of `small_generator`
           d_base=None,        # as base, of the discriminator; None: 2/3 of it
           row='F',            # of Table IV: what is switched on
-          eye_gain=1.,        # of DeformCfg
           train=GenTrainCfg(), # of the whole model
           **more) -> GenHeadCfg: # of GenHeadGCfg
     "A configuration for a CPU, driven by the head that is shipped."
     deform, corr, mask, shape, parts = (row >= x for x in 'BCDEF')
     keys = ('image', 'raw', *['corr']*corr, *['mask']*mask)
     G = small_generator(side, raw, planes, channels, w_dim, base, top, samples, 2.35, 3.05, .7, AXES['eg3d_paper'], 1, GenHeadGCfg, 1 + parts, dict(lr_mul=.1, c_dim=25 + 80*shape), render=dict(final_map='none', jitter='picture'),
-                        rig='head', frame='opencv', deform=DeformCfg(box=.7, eye_gain=eye_gain) if deform else None, parts=parts, corr=corr, camera_cond=False, backstyle=MappingCfg(w_dim//2, 0, w_dim, 1, 2, lr_mul=.1),
+                        rig='head', frame='opencv', deform=DeformCfg(box=.7) if deform else None, parts=parts, corr=corr, camera_cond=False, backstyle=MappingCfg(w_dim//2, 0, w_dim, 1, 2, lr_mul=.1),
                         background=SynthesisCfg(w_dim, raw, channels, base//2, top) if deform else None, **more)
     return GenHeadCfg(G, DiscriminatorCfg(side, keys, channel_base=d_base or base*2//3, channel_max=top, map_layers=2, clamp=None), replace(train, r1_keys=keys))
 
@@ -529,7 +525,7 @@ _MICRO, _MINI = dict(share_fakes=True, lr_G=.002, lr_D=.003), dict(share_fakes=T
 CONFIGS = {
     'tiny': small(16, 16, 16, w_dim=32, base=512, top=32, samples=12, train=training(.064, 8, .3, 16, log_every=1)),
     **{f'micro{"" if row == "F" else "-" + row.lower()}': small(32, 32, channels=12, samples=12, d_base=1024, row=row, train=training(8., 16, .05, 32, **_MICRO)) for row in 'FABCDE'},
-    'mini': small(64, 32, channels=16, w_dim=128, base=3072, top=128, samples=14, d_base=2048, part_box=(0., -.045, .11, .24), part_samples=(24, 24), eye_gain=8., train=training(240., 16, .05, 32, mismatch=.5, **_MINI)),
+    'mini': small(64, 32, channels=16, w_dim=128, base=3072, top=128, samples=14, d_base=2048, part_box=(0., -.045, .11, .24), part_samples=(24, 24), train=training(240., 16, .05, 32, pixels=3., **_MINI)),
     'paper': GenHeadCfg(PAPER, train=GenTrainCfg(density='none', corr_gamma=1., part='paper', distortion_weight=0., opacity_weight=0., swap='paper')),
     'released': GenHeadCfg()}
 
