@@ -177,6 +177,7 @@ def check_pipeline(folder): # path
     require((folder/'model_index.json').is_file(), f'{folder} is no folder with a pipeline (model_index.json); give one on this disk, nothing is fetched')
     try: index = json.loads((folder/'model_index.json').read_text())
     except ValueError: raise BadInput(f'{folder}/model_index.json is no JSON') from None
+    require(isinstance(index, dict), f'{folder}/model_index.json holds {type(index).__name__}; expected the parts of a pipeline')
     kind = index.get('_class_name')
     require(kind == 'StableDiffusionInstructPix2PixPipeline', f'{folder} is a {kind}; expected a StableDiffusionInstructPix2PixPipeline')
     odd = [k for k, x in index.items() if isinstance(x, list) and x[0] not in (None, 'diffusers', 'transformers', 'stable_diffusion')]
