@@ -270,7 +270,7 @@ class PortraitTrainCfg(TrainCfg):
     parser: bool = False           # opacity from the judge's parser instead of the true one (row G)
     partners: int = 4              # sources that each target of a stored set meets
 
-
+# %% ../../nbs/4_papers/44_portrait4d.ipynb #7faff949
 @dataclass(frozen=True)
 class Portrait4DCfg(ModelCfg):
     "Everything a Portrait4D run needs."
