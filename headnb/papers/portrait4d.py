@@ -311,7 +311,7 @@ def small(side, raw,                 # of image and photograph, and of the volum
 _TINY = small(16, 16, GlobalCfg((8, 12), (1, 1), (1, 1), (1, 2), pool=False, out=16, rates=(2, 4)), PhiCfg(dim=32, heads=2, hidden=16, tokens=4, neutral=1, moving=1, ups=(2, 1), mid=16, out=12), PlaneDecoderCfg(dim=32, wide=24, narrow=16),
               detail=DetailCfg(8, 12, 1), back=(8, 12), w_dim=32, samples=12, base=341, top=32, motion='codes61', kimg=.064, gamma=.3, log_every=1)
 _MICRO = small(32, 32, GlobalCfg((16, 24, 32), (2, 2, 2), (1, 2, 1), (1, 1, 2), pool=False, out=48, rates=(2, 4)), PhiCfg(dim=96, heads=4, hidden=64, tokens=4, neutral=2, moving=2, patch=1, ups=(2, 1), mid=48, out=24),
-               PlaneDecoderCfg(dim=96, wide=64, narrow=32), DetailCfg(24, 24, 1), (12, 16, 24), 12, samples=12, base=1024, kimg=6., guide_kimg=1000., id_kimg=1000., adv_kimg=1000.)
+               PlaneDecoderCfg(dim=96, wide=64, narrow=32), DetailCfg(24, 24, 1), (12, 16, 24), 12, samples=12, base=1024, kimg=4., freeze_kimg=0., guide_kimg=1000., id_kimg=1000., adv_kimg=1000., features=0., planes=0.)
 _MINI = small(64, 32, GlobalCfg((32, 64, 96, 128), (2, 2, 2, 2), out=96, rates=(2, 4, 6)), PhiCfg(dim=176, heads=4, hidden=128, tokens=4, patch=1, ups=(2, 1), mid=64, out=32), PlaneDecoderCfg(dim=128, wide=96, narrow=64),
               DetailCfg(32, 32, 2), (16, 24, 32, 48), 16, 128, 14, 2048, 128, kimg=200.)
 CONFIGS = {'tiny': _TINY, 'micro': _MICRO, 'mini': _MINI,
