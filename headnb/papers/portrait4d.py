@@ -294,7 +294,7 @@ MOTIONS = {'codes61': 61, 'small64': 64, 'pdfgc': 548}   # motion encoders and t
 
 
 def small(side, raw,                 # of image and photograph, and of the volume rendering, pixels
-          coarse, phi, planes,       # GlobalCfg, PhiCfg, PlaneDecoderCfg
+          coarse, phi, to_planes,    # GlobalCfg, PhiCfg, PlaneDecoderCfg
           detail=DetailCfg(16, 16, 1), back=(8, 12, 16), # DetailCfg; widths of the U-Net
           channels=8, w_dim=64, samples=18, base=683, top=64, # of planes and features, of a style, per ray; D's channels as in GenHead's configuration of this name
           motion='small64',          # a key of MOTIONS
@@ -302,7 +302,7 @@ def small(side, raw,                 # of image and photograph, and of the volum
     "A configuration for a CPU, on the head that is shipped, whose renderer fits GenHead's of the same name."
     up = side//raw
     sr = superres_cfg('none') if up == 1 else superres_cfg(f'up{up}', size=raw, channels=channels, w_dim=w_dim, clamp=None)
-    G = ReconstructorCfg(side, coarse, detail, replace(phi, in_dim=coarse.out, motion=MOTIONS[motion]), replace(planes, coarse=phi.out, detail=detail.out, out=3*channels), SamplerCfg(AXES['eg3d_paper'], box_warp=.7),
+    G = ReconstructorCfg(side, coarse, detail, replace(phi, in_dim=coarse.out, motion=MOTIONS[motion]), replace(to_planes, coarse=phi.out, detail=detail.out, out=3*channels), SamplerCfg(AXES['eg3d_paper'], box_warp=.7),
                          DecoderCfg(channels, 2*channels, channels), RenderCfg(samples, 0, 2.35, 3.05, .7, final_map='none', jitter='picture'), sr, raw, w_dim, UNetCfg(back, channels), 'head', 'opencv', DeformCfg(box=.7, grids=(16, 6)), motion)
     D = DiscriminatorCfg(side, ('image', 'raw', 'corr', 'mask'), channel_base=base, channel_max=top, map_layers=2, clamp=None)
     return Portrait4DCfg(G, D, training(raw, **train))
