@@ -75,9 +75,12 @@ def test_rows_of_table_3_are_their_parameter_files():
     from headnb.base.core import from_dict, to_dict
     from headnb.runs import TrainRun, model_config, read_spec
     spec = lambda name: from_dict(TrainRun, read_spec(name)[2])
-    own = {'a': dict(calm=False, static=0.), 'b': dict(calm=False, still='dynamic'), 'c': dict(static=0.), 'd': dict(still='dynamic'), 'g': dict(parser=True), 'h': dict(depth=0., features=0., planes=0.), 'r': dict(features=0., planes=0.)}
+    own = {'a': dict(calm=False, static=0.), 'b': dict(calm=False, still='dynamic'), 'c': dict(static=0.), 'd': dict(still='dynamic'), 'g': dict(parser=True), 'h': dict(depth=0.), 'r': {}}
     base = to_dict(model_config(spec('micro/portrait4d')))
     for k, changes in own.items(): assert to_dict(model_config(spec(f'micro/portrait4d-{k}'))) == base | {'train': base['train'] | changes}, k
+    runs = {k: spec(f'micro/portrait4d{k}') for k in ('', *(f'-{k}' for k in 'abcdfghr'))}
+    assert {k: r.data for k, r in runs.items() if r.data != 'data/heads4d32'} == {'-h': dict(clips='data/clips32/clips.zip', stills='data/clips32/faces.zip'), '-r': 'data/renders4d32'}
+    assert all(r.start == dict(G='papermill_runs/out/micro-portrait-base', D='papermill_runs/out/micro-portrait-base') for r in runs.values())
     for k in 'abcdefgh': assert model_config(spec(f'paper/portrait4d-{k}')).train.kimg == 5000
     f, e = (model_config(spec(f'paper/portrait4d-{k}')).G for k in 'fe')
     assert (f.motion, f.phi.motion, e.motion, e.phi.motion) == ('codes109', 109, 'pdfgc', 548)
