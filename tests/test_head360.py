@@ -33,7 +33,7 @@ def test_batch_is_samples(G):
     assert (both - alone).abs().max() < 1e-3
 
 
-@pytest.mark.parametrize('change, words', [(lambda x: x[:, :100], 'this topology needs'), (lambda x: x*float('nan'), 'vertices of sample 0 are not finite'), (lambda x: x + 3, 'leaves the picture')])
+@pytest.mark.parametrize('change, words', [(lambda x: x[:, :100], 'this topology needs'), (lambda x: x[:, :-70], 'a mesh of 5782 rows; this topology needs 5782 vertices and 70 landmarks'), (lambda x: torch.cat([x, x[:, :9]], 1), 'a mesh of 5861 rows'), (lambda x: x*float('nan'), 'vertices of sample 0 are not finite'), (lambda x: x + 3, 'leaves the picture')])
 def test_other_meshes_are_refused(G, change, words):
     with pytest.raises(BadInput, match=words): G(torch.randn(1, G.z_dim), G.orbit(), drive=change(G.pose()))
 

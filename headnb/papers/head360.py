@@ -167,10 +167,19 @@ def person(self: Head360, ws, **kw): # ws; noise, generator -> Person
 
 
 @patch
+def fits(self: Head360, x): # [b,v+n,3] -> the same
+    "Refuse a mesh of another topology: its last rows would be taken for landmarks."
+    have, n = x.shape[1], self.cfg.landmarks if self.cfg.embedded else 0
+    v = int(self.sides.atlas.faces.max()) + 1 if self.rig is None else len(self.rig.v_template)
+    require(have == v + n if self.rig is not None else have >= v + n, f'a mesh of {have} rows; this topology needs {v}{f" vertices and {n} landmarks behind them" if n else ""}{"" if self.rig is not None else " or more"}')
+    return x
+
+
+@patch
 def pose(self: Head360, drive=None, # [b,k] codes of the rig, [b,v+n,3] vertices and landmarks, or None: the mean head at rest
          n=1):                      # how many, where drive is None
     "-> [b,v+n,3], what the sides are drawn from."
-    if torch.is_tensor(drive) and drive.ndim == 3: return drive
+    if torch.is_tensor(drive) and drive.ndim == 3: return self.fits(drive)
     require(self.rig is not None, 'this generator was made for an atlas without a rig: drive it by vertices and landmarks [b,v+n,3]')
     x = self.rig(*self.rig.split(self.rig.join().expand(n, -1) if drive is None else drive))
     return torch.cat([x, self.rig.landmarks(x)], 1) if self.cfg.embedded else x
