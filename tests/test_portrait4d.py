@@ -79,7 +79,7 @@ def test_rows_of_table_3_are_their_parameter_files():
     base = to_dict(model_config(spec('micro/portrait4d')))
     for k, changes in own.items(): assert to_dict(model_config(spec(f'micro/portrait4d-{k}'))) == base | {'train': base['train'] | changes}, k
     runs = {k: spec(f'micro/portrait4d{k}') for k in ('', *(f'-{k}' for k in 'abcdfghr'))}
-    assert {k: r.data for k, r in runs.items() if r.data != 'data/heads4d32'} == {'-h': dict(clips='data/clips32/clips.zip', stills='data/clips32/faces.zip'), '-r': 'data/renders4d32'}
+    assert {k: r.data for k, r in runs.items() if r.data != 'data/heads4d'} == {'-h': dict(clips='data/clips32/clips.zip', stills='data/clips32/faces.zip'), '-r': 'data/renders4d'}
     assert all(r.start == dict(G='papermill_runs/out/micro-portrait-base', D='papermill_runs/out/micro-portrait-base') for r in runs.values())
     for k in 'abcdefgh': assert model_config(spec(f'paper/portrait4d-{k}')).train.kimg == 5000
     f, e = (model_config(spec(f'paper/portrait4d-{k}')).G for k in 'fe')

@@ -19,7 +19,7 @@ from ..base.core import BadInput, from_dict, progress, require, to_dict
 from ..base.camera import project
 from ..nets.motion import CodeMotion, motion_of
 from ..field.deform import correspondence
-from .data import DEPTH_UNIT, from_bytes, write_dataset
+from .data import DEPTH_UNIT, from_bytes, to_size, write_dataset
 from .synthesis import AGAIN, KINDS, RANGES, FourDCfg, Stage, check_generator, member, members, per_shard, person, picture_name, seeded, shoot, stamp_of
 
 # %% ../../nbs/3_gan/31d_triples.ipynb #f532f23a
@@ -33,8 +33,9 @@ def kinds_of(n,        # pictures of a micro batch
 # %% ../../nbs/3_gan/31d_triples.ipynb #3b08827a
 class Heads4D(torch.utils.data.Dataset):
     "A finished set of 4D heads, picture by picture."
-    def __init__(self, folder):
-        self.path, self.tables = Path(folder), {}
+    def __init__(self, folder,
+                 resolution=None): # side of a picture, pixels, that divides the stored one; None: as stored. Mask, depth and the rest stay as they are
+        self.path, self.tables, self.resolution = Path(folder), {}, None
         require((self.path/'set.json').exists(), f'{folder}: no set.json; not a set of 4D heads')
         require((self.path/'index.json').exists(), f'{folder}: the set is not finished (no index.json): make it again, it goes on where it stopped')
         index, made = (json.loads((self.path/n).read_text()) for n in ('index.json', 'set.json'))
@@ -42,7 +43,10 @@ class Heads4D(torch.utils.data.Dataset):
         self.meta = dict(multi_view=True, label=made['label'], camera='opencv')
         self.rows = torch.from_numpy(np.load(self.path/'labels.npy'))
         require(len(self.rows) == index['images'] == self.cfg.images, f'{folder}: {len(self.rows)} labels, index.json names {index["images"]} pictures and set.json {self.cfg.images}')
-        self.resolution = self[0]['image'].shape[-1]
+        stored = self[0]['image'].shape[-1]
+        self.resolution = resolution or stored
+        require(stored % self.resolution == 0, f'{folder}: pictures of {stored} pixels; {resolution} does not divide that')
+        if self.resolution != stored: self.hash = stamp_of([self.hash, self.resolution])
 
     @property
     def labels(self): return self.rows[:, :25]
@@ -93,8 +97,11 @@ def get(self: Heads4D, i, *ends): # picture; endings -> arrays
     def one(end):
         name = f'{kind[0]}{n:06d}.back.npy' if end == 'back.npy' else f'{picture_name(kind, n, j, q)}.{end}'
         data = io.BytesIO(member(path, table, name))
-        try: return np.load(data) if end.endswith('npy') else np.array(Image.open(data))
+        try:
+            if end.endswith('npy'): return np.load(data)
+            (x := Image.open(data)).load()
         except Exception as e: raise BadInput(f'{path}: {name} cannot be read ({type(e).__name__}): {AGAIN}') from None
+        return to_size(x, self.resolution if end == 'image.png' else None, f'{path}: {name}')
     return [one(e) for e in ends]
 
 

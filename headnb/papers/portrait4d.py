@@ -453,7 +453,7 @@ def open_data(cfg: Portrait4DCfg, given, opener): # `data` of a run: folder of a
     deformer, t = open_deformer(cfg.G.rig, cfg.G.deform or DeformCfg()), cfg.train
     motion = motion_encoder(cfg.G, deformer.rig, t.motion_file, 'cuda' if torch.cuda.is_available() else 'cpu')
     require(not isinstance(given, dict) or t.still == 'static', "train.still is 'dynamic': that wants a stored set")
-    if not isinstance(given, dict): data = Portraits(Heads4D(repo_path(given)), t.partners, t.static, t.still, deformer, motion)
+    if not isinstance(given, dict): data = Portraits(Heads4D(repo_path(given), cfg.G.side), t.partners, t.static, t.still, deformer, motion)
     else: data = open_online(given, opener, t.static, motion) if 'online' in given else open_clips(given, t, deformer, motion)
     return check_batch(cfg, data)
 
