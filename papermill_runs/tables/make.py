@@ -1,4 +1,4 @@
-"""python papermill_runs/tables/make.py head3d: gather finished runs of `compare` or `planes` into <name>.json, and the models of one seed into <name>_models.safetensors, as <name>.yaml says."""
+"""python papermill_runs/tables/make.py head3d: gather finished runs of `compare` or `planes` into <name>.json, and the models of one seed into <name>_models.safetensors, as <name>.yaml says (`without`: parts of the names of columns that are not kept)."""
 import sys
 from pathlib import Path
 import torch, yaml
@@ -26,6 +26,8 @@ def bundle(path, models: dict):   # row -> name of its training run
 if __name__ == '__main__':
     name, here = sys.argv[1], repo_path('papermill_runs/tables')
     spec = yaml.safe_load((here/f'{name}.yaml').read_text())
-    write_table(here/f'{name}.json', spec['title'], spec['about'], gather([newest(r) for r in spec['runs']]), spec.get('published'))
+    entries = gather([newest(r) for r in spec['runs']])
+    for e in entries: e['results'] = {k: r for k, r in e['results'].items() if not any(w in k for w in spec.get('without', []))}
+    write_table(here/f'{name}.json', spec['title'], spec['about'], entries, spec.get('published'))
     for complaint in recompute(read_table(here/f'{name}.json')): print(complaint)
     if spec.get('models'): bundle(here/f'{name}_models.safetensors', spec['models'])
