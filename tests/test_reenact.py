@@ -133,6 +133,7 @@ def test_encoders_by_path(tmp_path, monkeypatch):
     from headnb.nets.motion import MotionNet
     from headnb.nets.small_motion import SmallMotion, save_small_motion
     from headnb.papers.portrait4d import open_encoder, open_reenactor
+    from headnb.reenact import heard_by
     g, model = config('tiny').G, tmp_path/'model.safetensors'
     of = lambda name, dim: Reconstructor(replace(g, motion=name, phi=replace(g.phi, motion=dim))).eval()
     G = of('pdfgc', 548)
@@ -151,6 +152,5 @@ def test_encoders_by_path(tmp_path, monkeypatch):
     torch.manual_seed(1); save_small_motion(own := SmallMotion(), tmp_path/'own.safetensors', {})
     x, small = shot.driver.image, of('small64', 64)
     assert torch.allclose(open_encoder(small, tmp_path/'own.safetensors')(x), own.eval()(x), atol=.02) and not torch.allclose(open_encoder(small)(x), own(x), atol=.02)
-    from headnb.reenact import heard_by
     heard = {heard_by(open_encoder(small)), heard_by(open_encoder(small, tmp_path/'own.safetensors')), heard_by(plays.motion)}
     assert len(heard) == 3 and all(re.fullmatch(r'(small64|pdfgc) [0-9a-f]{16}', h) for h in heard) and heard_by(open_encoder(of('codes61', 61))) == 'codes61'   # a killed job does not go on with other weights
