@@ -146,7 +146,7 @@ class GenHeadGCfg(GeneratorCfg):
     @property
     def sets(self): return 2 if self.parts else 1
     @property
-    def focal(self): return GeneratorCfg.focal if self.frame == 'opencv' else .5/math.tan(math.radians(6))    # of the set that the paper's frame belongs to: 12 degrees,
+    def focal(self): return super().focal if self.frame == 'opencv' else .5/math.tan(math.radians(6))    # of the set that the paper's frame belongs to: 12 degrees,
     @property
     def radius(self): return super().radius if self.frame == 'opencv' else 4.2                                # from farther away
     @property

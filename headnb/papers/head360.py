@@ -20,8 +20,8 @@ from ..base.core import BadInput, require, suggest
 from ..base.show import image_grid
 from ..field.planes import AXES, DecoderCfg, SamplerCfg, planes_from_image
 from ..field.render import RenderCfg
-from ..field.rig import load_head, open_rig
-from ..field.bilinear import open_bilinear
+from ..field.rig import load_head
+from ..field.bilinear import named_rig
 from ..field.texture_planes import Atlas, Completion, CompletionCfg, SIDES, Sides, SidesCfg, attach as with_hair, blend, check_box, empty_atlas, mouth_box, screen
 from ..gan.checkpoint import generator_of, released_generator_cfg
 from ..gan.codes import still
@@ -51,7 +51,7 @@ class Head360GCfg(GeneratorCfg):
     completion: CompletionCfg | None = CompletionCfg()         # None: the front stays as it is drawn
     sr_mapping: MappingCfg | None = MappingCfg(z_dim=512)      # of a second latent, for the super-resolution alone; None: that reads the last vector of the planes' half
     stage: int = 1             # 1: planes blended by alpha; 2: still planes added where there is hair
-    rig: str = 'head'          # what codes drive, where no atlas is given: as `rig_atlas` takes it
+    rig: str = 'head'          # what codes drive, where no atlas is given: as `named_rig` takes it
     topology: tuple[int, ...] = () # `Atlas.sizes` of a mesh that the checkpoint carries; vertices drive it, and `rig` is not opened
     landmarks: int = 12        # rows behind the vertices
     lips: tuple[int, int] = (0, 12) # which of them are the contour of the lips
@@ -62,8 +62,6 @@ class Head360GCfg(GeneratorCfg):
         super().__post_init__()
         self.check()
 
-    @property
-    def focal(self): return 28. if self.radius > 10 else GeneratorCfg.focal   # the released cameras stand 22.5 away
     @property
     def num_ws(self): return count_ws(self.planes.resolution) + count_ws(self.texture.resolution)
 
@@ -116,10 +114,9 @@ class Head360(Generator):
         return self.cfg.mapping.z_dim + (self.cfg.sr_mapping.z_dim if self.cfg.sr_mapping else 0)
 
 # %% ../../nbs/4_papers/45_head360.ipynb #224d8097
-def rig_atlas(name): # 'bilinear': that of the head that ships; 'bilinear:FILE' of `save_bilinear`; else of `open_rig` -> Rig, Atlas
+def rig_atlas(name): # as `named_rig` takes it -> Rig, Atlas
     "A rig, and where its corners lie in the texture."
-    kind, _, file = name.partition(':')
-    rig = open_bilinear(file or 'head') if kind == 'bilinear' else open_rig(name)
+    rig = named_rig(name)
     for k in ('uv', 'uv_f'): require(k in rig.data, f"the rig '{name}' has no texture coordinates ({k}): hand over an atlas")
     return rig, Atlas(rig.faces, rig.data['uv_f'], rig.data['uv'], keep=False)
 
@@ -484,6 +481,9 @@ _FAST, _ALONE, _OWN = dict(share_fakes=True, lr_G=.002, lr_D=.003), dict(latent=
 _still = partial(small_generator, 32, 32, 32, 12, 64, 1024, 64, 12, kind=ToldGCfg, **CALM)   # EG3D's at that size
 _row = partial(training, 8., 8, .05, 32, share_fakes=True, lr_G=.003, lr_D=.003, gan_weight=.2, **_OWN)   # of the tables, not (2): L_photo of one run was .20 after 1.2 kimg; with batch 16, lr_G .002 and gan_weight 1 after 2.4
 _BATCH8 = ScheduleCfg(blur_kimg=50., ema_kimg=2.5)   # 200 kimg and 10 kimg at batch 32
+_SYN, _JUDGE = dict(rig='bilinear:data/synhead100.npz'), DiscriminatorCfg(mbstd_group=2, half='float16')
+_PUBLISHED = Head360TrainCfg(24000., 8, lr_D=.0025, density_weight=.0025, schedule=_BATCH8, photo_weight=1., gan_weight=.01, **_OWN)
+_FAR = dict(render=PAPER.render, superres=PAPER.superres, raw_size=PAPER.raw_size, **_SYN)   # seen as Head360 is
 CONFIGS = {
     'tiny': model(small(16, 16, 16, samples=12, **_ROOM), training(.064, 8, .3, 16, log_every=1, **_OWN), 341),
     'micro': model(small(32, 32, 32, 12, 64, 32, 1024, 64, **_ROOM), _row(), 1024),
@@ -492,9 +492,11 @@ CONFIGS = {
     'panohead-micro': model(_still(axes=AXES['panohead'], depth=3, sampler=dict(mode='released')), _row(), 1024, StillCfg, keys=('image', 'raw', 'mask')),
     'nerf-tiny': model(nerf(16, 16, 32, 4, 3, 32, 16, 12), training(.064, 8, .3, 16, log_every=1, **_OWN), 341, NerfCfg, channel_max=32),
     'nerf-micro': model(nerf(32, 32, 72, 5, 5, 64, 32, 12), _row(), 1024, NerfCfg),
-    'paper': Head360Cfg(replace(PAPER, rig='bilinear:data/synhead100.npz', embedded=False), DiscriminatorCfg(mbstd_group=2, half='float16'),
-                        Head360TrainCfg(24000., 8, lr_D=.0025, density_weight=.0025, schedule=_BATCH8, photo_weight=1., gan_weight=.01, **_OWN)),
-    'released': Head360Cfg(replace(Head360GCfg(), rig='bilinear:data/synhead100.npz', embedded=False)),
+    'paper': Head360Cfg(replace(PAPER, embedded=False, **_SYN), _JUDGE, _PUBLISHED),
+    'eg3d-paper': StillCfg(ToldGCfg(sampler=SamplerCfg(AXES['eg3d_paper']), **_FAR), _JUDGE, _PUBLISHED),
+    'panohead-paper': StillCfg(ToldGCfg(planes=SynthesisCfg(channels=3*96), sampler=SamplerCfg(AXES['panohead'], 3, mode='released'), **_FAR), replace(_JUDGE, keys=('image', 'raw', 'mask')), _PUBLISHED),
+    'nerf-paper': NerfCfg(NerfGCfg(decoder=DecoderCfg(32, 256, 32), layers=8, waves=10, codes=114, **_FAR), _JUDGE, _PUBLISHED),   # its size is NeRF's own, Head360 gives none
+    'released': Head360Cfg(replace(Head360GCfg(), embedded=False, **_SYN)),
     'next3d-tiny': model(small(16, 16, 16, samples=12, **_NEXT), training(.064, 8, .3, 16, log_every=1, **_ALONE), 341),
     'next3d-micro': model(small(32, 32, 32, 12, 64, 32, 1024, 64, **_NEXT), training(8., 16, .05, 32, **_FAST, **_ALONE), 1024),
     'next3d': Head360Cfg(replace(NEXT3D, rig='flame', sides=replace(NEXT3D.sides, scale=2., shift=(0., 0., 0.))), DiscriminatorCfg(c_noise=1., half='float16'), Head360TrainCfg(**_ALONE))}

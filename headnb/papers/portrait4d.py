@@ -68,7 +68,7 @@ class ReconstructorCfg:
         require(self.image % self.coarse.reduce == 0, f'image is {self.image}; E_global wants a multiple of {self.coarse.reduce}')
 
     @property
-    def focal(self): return GeneratorCfg.focal if self.frame == 'opencv' else .5/math.tan(math.radians(6))
+    def focal(self): return GeneratorCfg().focal if self.frame == 'opencv' else .5/math.tan(math.radians(6))
     @property
     def radius(self): return (self.render.near + self.render.far)/2 if self.frame == 'opencv' and self.render.near != 'plane' else 4.2
     @property
