@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 from .base.camera import orbit
 from .base.core import BadInput, from_dict, repo_path, require, to_dict, write_atomic
+from .field.bilinear import named_rig
 from .gan.data import InTurn
 from .gan.terms import raw_size
 from .gan.train import RUN_LENGTH, SHARING, Run, TrainCfg, average, play
@@ -130,22 +131,21 @@ class Blank:
 # %% ../nbs/6_tools/65b_sizing.ipynb #fcb69ccf
 def without_files(cfg):  # -> the same configuration without files that are not there, [what is missing]
     "Replace missing files by what is shipped."
-    gone, train = [], {}
+    gone, train, G = [], {}, cfg.G
     for k in ('look', 'vgg', 'who_is', 'motion_file'):
         path = getattr(cfg.train, k, None)
         if path and path != 'random' and not repo_path(path).exists(): gone.append(f'train.{k} = {path}'); train[k] = None
-    rig = getattr(cfg.G, 'rig', None)
-    lost = isinstance(rig, str) and rig != 'head' and not repo_path(rig).exists()
-    if lost: gone.append(f'G.rig = {rig}')
-    return replace(cfg, G=replace(cfg.G, rig='head') if lost else cfg.G, train=replace(cfg.train, **train)), gone
+    if isinstance(rig := getattr(G, 'rig', None), str):
+        kind, _, file = rig.rpartition(':')                                       # 'bilinear:FILE', or a folder
+        if file not in ('head', 'bilinear') and not repo_path(file).exists(): gone.append(f'G.rig = {rig}'); G = replace(G, rig=kind or 'head')
+    return replace(cfg, G=G, train=replace(cfg.train, **train)), gone
 
 
 def make_run(spec: TrainRun, cfg, b: int):  # samples at a time -> (Run, batch)
     "The run of notebook 37, in real memory; nothing has been played yet."
     cfg = replace(cfg, train=replace(cfg.train, batch=b))
     (G, D), module = build(spec, cfg), paper_module(spec.paper)
-    rig = getattr(G, 'rig', None)
-    real = in_rows(module, cfg, made_up(cfg, rig.drive_dim if rig is not None else 0, b))
+    real = in_rows(module, cfg, made_up(cfg, named_rig(cfg.G.rig).drive_dim if hasattr(cfg.G, 'rig') else 0, b))
     teacher = {'teacher': build(spec, cfg)[0].eval().requires_grad_(False)} if hasattr(module, 'check_teacher') else {}
     own = {k: getattr(module, k)(cfg, **teacher) for k in ('terms', 'make_step', 'speed') if hasattr(module, k)}
     roles = getattr(module, 'ROLES', ())
