@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['tucker', 'rank_errors', 'contract', 'with_neutral', 'replay_bilinear', 'arkit_columns', 'Bilinear', 'stiff',
-           'fit_bilinear', 'head_meshes', 'head_bilinear', 'open_bilinear']
+           'fit_bilinear', 'head_meshes', 'head_bilinear', 'open_bilinear', 'named_rig']
 
 # %% ../../nbs/2_field/22d_bilinear.ipynb #8468e1ab
 import numpy as np
@@ -13,7 +13,7 @@ from fastcore.basics import patch
 from ..base.core import BadInput, require, suggest, write_atomic
 from .clips import ARKIT
 from .flame import read_arrays
-from .rig import Rig, load_head
+from .rig import Rig, load_head, open_rig
 
 # %% ../../nbs/2_field/22d_bilinear.ipynb #72b9aab0
 def tucker(meshes, # [p,e,v,3]: person, expression, vertex
@@ -184,6 +184,12 @@ def open_bilinear(name='head',   # 'head': from the head that ships, 100 people;
     if name != 'head': return Bilinear(read_arrays(name), check=False).to(device)
     if rank not in _models: _models[rank] = head_bilinear(rank=rank).arrays()
     return Bilinear(_models[rank], check=False).to(device)
+
+
+def named_rig(name): # 'bilinear': of the head that ships; 'bilinear:FILE' of `save_bilinear`; else as `open_rig` takes it -> Rig
+    "The rig of a config."
+    kind, _, file = name.partition(':')
+    return open_bilinear(file or 'head') if kind == 'bilinear' else open_rig(name)
 
 
 @patch

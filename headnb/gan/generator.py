@@ -22,7 +22,6 @@ from ..field.render import RenderCfg, plane_limits, render
 @dataclass(frozen=True)
 class GeneratorCfg:
     "One component, one config; the defaults are the released ffhq512-128."
-    focal = 4.2647            # of its cameras, image widths: no field, a family that was trained on others says so
     mapping: MappingCfg = MappingCfg()
     planes: SynthesisCfg = SynthesisCfg()
     sampler: SamplerCfg = SamplerCfg()
@@ -51,6 +50,8 @@ class GeneratorCfg:
     def radius(self):         # where its cameras stand: at 2.7, unless that is not between the depth limits
         near, far = self.render.near, self.render.far
         return 2.7 if isinstance(near, str) or near < 2.7 < far else (near + far)/2
+    @property
+    def focal(self): return 28. if self.radius > 10 else 4.2647   # of them, image widths: those of Head360's set stand 22.5 away; a family that was trained on others says so
 
 # %% ../../nbs/3_gan/30_generator.ipynb #175a0e64
 def small_generator(side, raw,           # of the image and of the volume rendering, pixels

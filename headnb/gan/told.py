@@ -11,8 +11,8 @@ import math
 import torch
 from torch import nn
 from ..base.core import require
+from ..field.bilinear import named_rig
 from ..field.planes import COLOUR, DecoderCfg, SamplerCfg
-from ..field.rig import open_rig
 from .generator import Generator, GeneratorCfg
 from ..nets.ops import Linear, bias_act
 from ..nets.stylegan2 import Mapping, MappingCfg, SynthesisCfg
@@ -100,7 +100,7 @@ class Nerf(Told):
         self.mapping, self.places, self.superres = Mapping(cfg.mapping), Places(cfg), SuperRes(cfg.superres)
 
     @property
-    def rig(self): return open_rig(self.cfg.rig)
+    def rig(self): return named_rig(self.cfg.rig)
 
     def make_planes(self, ws, drive=None, noise='random', generator=None, hair=None):
         n = self.cfg.codes
