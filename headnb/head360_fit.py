@@ -198,10 +198,10 @@ def flags(G, hair): # Head360, is hair on? -> keyword of `make_planes`
 
 # %% ../nbs/6_tools/68b_head360_fit.ipynb #34a5c85c
 @torch.no_grad()
-def look_at_subjects(G, x, n=8, views=6, seed=0): # Head360, [1,v+k,3] of `pose` -> Subjects
-    "Random people, bald where the model can take hair off, from all around."
-    z = torch.randn(n, G.z_dim, generator=torch.Generator().manual_seed(seed)).to(x)
-    ws, hits, size = G.map(z, G.orbit().to(x).expand(n, -1)), chart(G), G.cfg.texture.resolution
+def look_at_subjects(G, x, n=8, views=6, seed=0, people=None): # Head360, [1,v+k,3] of `pose`; latents of people it knows, None: random ones -> Subjects
+    "The first n people, bald where the model can take hair off, from all around."
+    z = (torch.randn(n, G.z_dim, generator=torch.Generator().manual_seed(seed)) if people is None else people[:n]).to(x)
+    ws, hits, size = G.map(z, G.orbit().to(x).expand(len(z), -1)), chart(G), G.cfg.texture.resolution
     v, cams = x[0, :int(G.sides.atlas.faces.max()) + 1]*units(G), spread(views, pitch=.5, radius=G.cfg.radius, focal=G.cfg.focal)
     people = [G.person(w, noise='const') for w in ws.split(1)]
     rows = []
@@ -339,7 +339,9 @@ def fit_photo(photo,           # path, bytes, PIL image, array or tensor: as `al
               hairstyle=None,  # id; None: the classifier says
               classifier=None, # HairNet; None: the judge
               rig=None,        # Rig of the mesh, for a checkpoint that has none
-              judges=None) -> PhotoFit:
+              judges=None,
+              people=None      # [n,z_dim] latents of people that the model was taught; None: random ones
+             ) -> PhotoFit:
     "Shape by landmarks, then the texture, then the hair."
     rig, judges, photo, bald = rig_of(G, rig), judges or load_judges(), read_photo(photo), G.cfg.stage == 2
     require(hairstyle is None or bald, 'hair cannot be taken off or put on in a model of stage 1: its still planes hold more than hair')
@@ -348,7 +350,7 @@ def fit_photo(photo,           # path, bytes, PIL image, array or tensor: as `al
     crop, c, x = (t.to(next(G.parameters()).device) for t in (crop, c, x))
     person, counted, skin = masks(crop, judges, HIDDEN if bald else ('cloth',))
     target = crop*person + 1 - person if G.cfg.render.white_back else crop
-    s = look_at_subjects(G, x, cfg.subjects, cfg.views, cfg.seed)
+    s = look_at_subjects(G, x, cfg.subjects, cfg.views, cfg.seed, people)
     seen, w = colours(lambda c: dict(image=crop, mask=skin), c, x[0, :len(rig.v_template)]*units(G), chart(G), G.cfg.texture.resolution)
     fit = PhotoFit(G, rig, None, codes, c, x, s.ws[:1], style, False, crop, target, counted, s, seen.to(x), (w > .1).to(x.device)).paint(cfg)
     return fit.dress(wardrobe) if bald and wardrobe else fit
