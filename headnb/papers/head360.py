@@ -123,6 +123,7 @@ def rig_atlas(name): # as `named_rig` takes it -> Rig, Atlas
 # %% ../../nbs/4_papers/45_head360.ipynb #c171392b
 def small(side, raw,                  # of the image and of the volume rendering, pixels
           planes=32, channels=8,      # side of the planes; channels of the texture
+          texture=None,               # its side; None: that of the planes
           w_dim=32, z_dim=16, base=512, top=32, # numbers of a style vector and of a latent; channels at side r: min(base//r, top)
           samples=12,                 # a ray
           variant='head360_paper',    # a key of SIDES
@@ -133,11 +134,12 @@ def small(side, raw,                  # of the image and of the volume rendering
     "A configuration for a CPU, driven by the head that ships."
     sides = replace(SIDES[variant], scale=2/box, size=planes, shift=(0., 0., 0.))
     p, C, up = len(sides.planes), channels*(len(sides.planes[0]) if sides.join == 'concat' else 1), side//raw
-    net = lambda c: SynthesisCfg(w_dim, planes, c, base, top)
+    texture = texture or planes
+    net = lambda size, c: SynthesisCfg(w_dim, size, c, base, top)
     unet = lambda size, low: StyleUNetCfg(w_dim, planes, channels, channels, size, low, channel_base=base, channel_max=top)
     sr = superres_cfg('none') if up == 1 else superres_cfg(f'up{up}', size=raw, channels=C, w_dim=w_dim, clamp=None)
-    return Head360GCfg(MappingCfg(z_dim, w_dim=w_dim, num_ws=2*count_ws(planes), **mapping), net(p*C), SamplerCfg(AXES[variant], box_warp=box), DecoderCfg(C, 2*C, C), RenderCfg(samples, 0, near, far, box, white_back=variant != 'next3d', jitter=jitter), sr, raw,
-                       net(channels), sides, CompletionCfg(unet(planes//2, max(planes//8, 4)), unet(planes, planes//4)), stage=stage, landmarks=70, lips=(48, 60), least=1, **dict(sr_mapping=None) | more)
+    return Head360GCfg(MappingCfg(z_dim, w_dim=w_dim, num_ws=count_ws(planes) + count_ws(texture), **mapping), net(planes, p*C), SamplerCfg(AXES[variant], box_warp=box), DecoderCfg(C, 2*C, C), RenderCfg(samples, 0, near, far, box, white_back=variant != 'next3d', jitter=jitter), sr, raw,
+                       net(texture, channels), sides, CompletionCfg(unet(planes//2, max(planes//8, 4)), unet(planes, planes//4)), stage=stage, landmarks=70, lips=(48, 60), least=1, **dict(sr_mapping=None) | more)
 
 # %% ../../nbs/4_papers/45_head360.ipynb #a6918542
 @patch
@@ -480,6 +482,7 @@ _NEXT = dict(variant='next3d', **_ROOM)
 _FAST, _ALONE, _OWN = dict(share_fakes=True, lr_G=.002, lr_D=.003), dict(latent='random', photo_weight=0.), dict(latent='person')
 _still = partial(small_generator, 32, 32, 32, 12, 64, 1024, 64, 12, kind=ToldGCfg, **CALM)   # EG3D's at that size
 _row = partial(training, 8., 8, .05, 32, share_fakes=True, lr_G=.003, lr_D=.003, gan_weight=.2, **_OWN)   # of the tables, not (2): L_photo of one run was .20 after 1.2 kimg; with batch 16, lr_G .002 and gan_weight 1 after 2.4
+_mini = lambda planes, **kw: model(small(64, 32, planes, 16, w_dim=96, z_dim=64, base=2048, top=72, samples=14, **kw, **_ROOM), training(200., 8, .05, 32, **_FAST, gan_weight=.2, **_OWN), 1536)
 _BATCH8 = ScheduleCfg(blur_kimg=50., ema_kimg=2.5)   # 200 kimg and 10 kimg at batch 32
 _SYN, _JUDGE = dict(rig='bilinear:data/synhead100.npz'), DiscriminatorCfg(mbstd_group=2, half='float16')
 _PUBLISHED = Head360TrainCfg(24000., 8, lr_D=.0025, density_weight=.0025, schedule=_BATCH8, photo_weight=1., gan_weight=.01, **_OWN)
@@ -487,7 +490,8 @@ _FAR = dict(render=PAPER.render, superres=PAPER.superres, raw_size=PAPER.raw_siz
 CONFIGS = {
     'tiny': model(small(16, 16, 16, samples=12, **_ROOM), training(.064, 8, .3, 16, log_every=1, **_OWN), 341),
     'micro': model(small(32, 32, 32, 12, 64, 32, 1024, 64, **_ROOM), _row(), 1024),
-    'mini': model(small(64, 32, 32, 16, 96, 64, 2048, 72, 14, **_ROOM), training(200., 8, .05, 32, **_FAST, gan_weight=.2, **_OWN), 1536),   # G, G_ema and D in 10 MB of bf16
+    'mini-low': _mini(32),
+    'mini': _mini(64, texture=128),   # G, G_ema and D in 10 MB of bf16
     'eg3d-micro': model(_still(axes=AXES['eg3d_paper']), _row(), 1024, StillCfg),
     'panohead-micro': model(_still(axes=AXES['panohead'], depth=3, sampler=dict(mode='released')), _row(), 1024, StillCfg, keys=('image', 'raw', 'mask')),
     'nerf-tiny': model(nerf(16, 16, 32, 4, 3, 32, 16, 12), training(.064, 8, .3, 16, log_every=1, **_OWN), 341, NerfCfg, channel_max=32),
