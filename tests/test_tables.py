@@ -92,7 +92,7 @@ def test_a_row_of_portrait4d_is_measured_again(name, row, model, made, near):
 
 @pytest.mark.parametrize('row, file', [('Ours - no refine', 'head360'), ('PanoHead', 'panohead')])
 def test_a_row_of_head360_is_measured_again(row, file):
-    "PSNR of a row of Table 3, seed 0, the same people with other expressions from other cameras: within four standard errors, people counted once."
+    "PSNR of a row of Table 3, seed 0, the same people with other expressions from other cameras: within four standard errors of the differences person by person."
     from dataclasses import replace
     from headnb.field.heads import render_heads
     from headnb.field.rig import load_head
@@ -110,5 +110,5 @@ def test_a_row_of_head360_is_measured_again(row, file):
     with torch.no_grad(): made = G(own_codes(who, G.z_dim), c, drive=drive, noise='const', deterministic=True)['image'].clamp(-1, 1)
     again = torch.tensor(psnr(made, truth).samples).view(4, 24).mean(0)
     then = next(e for e in read_table('head360_generated').entries if (e['row'], e['seed']) == (row, 0))['results']['PSNR']
-    error = math.hypot(float(again.std())/24**.5, (then['high'] - then['value'])/1.96)
-    assert abs(float(again.mean()) - then['value']) < 4*error, (float(again.mean()), then['value'], error)
+    off = again - torch.tensor(then['samples']).view(24, 26).mean(1)
+    assert abs(float(off.mean())) < 4*float(off.std())/24**.5 < .8, (off.mean(), off.std())

@@ -51,7 +51,7 @@ class GeneratorCfg:
         near, far = self.render.near, self.render.far
         return 2.7 if isinstance(near, str) or near < 2.7 < far else (near + far)/2
     @property
-    def focal(self): return 28. if self.radius > 10 else 4.2647   # of them, image widths: those of Head360's set stand 22.5 away; a family that was trained on others says so
+    def focal(self): return 28. if self.radius > 10 else 4.2647   # of its cameras, in image widths; those that stand farther than 10 away are Head360's
 
 # %% ../../nbs/3_gan/30_generator.ipynb #175a0e64
 def small_generator(side, raw,           # of the image and of the volume rendering, pixels

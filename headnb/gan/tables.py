@@ -222,16 +222,21 @@ def read_table(path) -> Table:
 Shared = Literal['nothing', 'models', 'items']   # by two rows: nothing; the same trainings; the same pictures or clips
 
 
-def item_variance(a, b): # Cells -> squared standard error of the mean difference of items
-    "What other pictures would have changed."
+def item_variance(a, b, who=()): # Cells; whose each item is, (): all are of different people -> squared standard error of the mean difference, degrees of freedom
+    "What pictures of other people would have changed."
     sizes = {len(s) for c in (a, b) for s in c.samples}
+    require(0 not in sizes, "bootstraps are no items: this column has no value of each picture (shared='nothing')")
     require(len(sizes) == 1 and min(sizes) > 1, f'items are shared where every seed has as many samples; here {sorted(sizes)}')
-    mean = lambda c: [statistics.fmean(x) for x in zip(*c.samples)]
-    return statistics.variance([x - y for x, y in zip(mean(a), mean(b))])/min(sizes)
+    who = who or range(min(sizes))
+    require(len(who) == min(sizes) and len(set(who)) > 1, f'who names {len(who)} items of {len(set(who))} people; there are {min(sizes)} items')
+    mean, people = lambda c: [statistics.fmean(x) for x in zip(*c.samples)], {}
+    for k, x, y in zip(who, mean(a), mean(b)): people.setdefault(k, []).append(x - y)
+    return statistics.variance(map(statistics.fmean, people.values()))/len(people), len(people) - 1
 
 
 def difference(a: Cell, b: Cell,
                shared='nothing',  # `Shared`; models: differences seed by seed; items: differences of each item
+               who=(),            # items: as `item_variance`
               ) -> Cell:
     "a - b with its interval; `spread`: of the wider of the two, or of the differences of models."
     if shared == 'models':
@@ -240,7 +245,7 @@ def difference(a: Cell, b: Cell,
         i, j = [a.seeds.index(s) for s in both], [b.seeds.index(s) for s in both]
         return summarise([a.values[x]-b.values[y] for x, y in zip(i, j)], [math.hypot(a.errors[x], b.errors[y]) for x, y in zip(i, j)], both, a.n+b.n)
     items = shared == 'items'
-    parts = [scatter(c.values, [0]*len(c.values) if items else c.errors) for c in (a, b)] + ([(item_variance(a, b), math.inf)] if items else [])
+    parts = [scatter(c.values, [0]*len(c.values) if items else c.errors) for c in (a, b)] + ([item_variance(a, b, who)] if items else [])
     total, weight = sum(v for v, _ in parts), sum(v*v/dof for v, dof in parts)
     mean, half = a.mean-b.mean, half_width(total, total**2/weight if weight else math.inf)
     return Cell(mean, mean-half, mean+half, max(a.spread, b.spread), a.seeds if len(a.seeds) < len(b.seeds) else b.seeds, (), a.n+b.n, ())
@@ -257,6 +262,7 @@ class Claim:
     source: str = ''            # table, figure or section
     against: str | None = None  # column of the worse row, where it is another one
     shared: Shared = 'nothing'  # by both rows
+    who: tuple = ()             # person of each item that is shared; (): all are of different people
     def __post_init__(self):
         require(self.sign in ('<', '>'), f"sign is {self.sign!r}; expected '<' or '>'")
         require(self.shared in get_args(Shared), f'shared is {self.shared!r}; expected one of {get_args(Shared)}')
@@ -276,7 +282,7 @@ def verdict(table: Table, claim: Claim,
     "Does a published claim hold in this table?"
     data = {e['data_hash'] for e in table.entries if e['row'] in (claim.better, claim.worse)}
     require(claim.shared != 'items' or len(data) < 2, f'{claim.better!r} and {claim.worse!r} were not measured on the same items: {sorted(data)}')
-    d = difference(table.cell(claim.better, claim.column), table.cell(claim.worse, claim.against or claim.column), claim.shared)
+    d = difference(table.cell(claim.better, claim.column), table.cell(claim.worse, claim.against or claim.column), claim.shared, claim.who)
     doubts = {'one seed only': len(d.seeds) < 2, f'smaller than the spread over seeds, {d.spread:.3g}': abs(d.mean) < d.spread,
               'the interval holds 0': d.low <= 0 <= d.high, 'the reference misses the quality floor' + (f' ({why})' if why else ''): not floor_met}
     reasons = [k for k, holds in doubts.items() if holds]

@@ -123,12 +123,12 @@ def rig_atlas(name): # as `named_rig` takes it -> Rig, Atlas
 # %% ../../nbs/4_papers/45_head360.ipynb #c171392b
 def small(side, raw,                  # of the image and of the volume rendering, pixels
           planes=32, channels=8,      # side of the planes; channels of the texture
-          texture=None,               # its side; None: that of the planes
           w_dim=32, z_dim=16, base=512, top=32, # numbers of a style vector and of a latent; channels at side r: min(base//r, top)
           samples=12,                 # a ray
           variant='head360_paper',    # a key of SIDES
           box=1.1, near=2.2, far=3.2, # side of the box, depth limits
           stage=1,
+          texture=None,               # its side; None: that of the planes
           mapping={}, jitter='ray',   # other fields of its mapping; of its rays
           **more):                    # other fields
     "A configuration for a CPU, driven by the head that ships."
@@ -498,7 +498,7 @@ CONFIGS = {
     'nerf-micro': model(nerf(32, 32, 72, 5, 5, 64, 32, 12), _row(), 1024, NerfCfg),
     'paper': Head360Cfg(replace(PAPER, embedded=False, **_SYN), _JUDGE, _PUBLISHED),
     'eg3d-paper': StillCfg(ToldGCfg(sampler=SamplerCfg(AXES['eg3d_paper']), **_FAR), _JUDGE, _PUBLISHED),
-    'panohead-paper': StillCfg(ToldGCfg(planes=SynthesisCfg(channels=3*96), sampler=SamplerCfg(AXES['panohead'], 3, mode='released'), **_FAR), replace(_JUDGE, keys=('image', 'raw', 'mask')), _PUBLISHED),
+    'panohead-paper': StillCfg(ToldGCfg(planes=SynthesisCfg(channels=3*96), sampler=SamplerCfg(AXES['panohead'], 3, mode='released'), **_FAR), replace(_JUDGE, keys=('image', 'raw', 'mask')), replace(_PUBLISHED, r1_keys=('image', 'raw', 'mask'))),
     'nerf-paper': NerfCfg(NerfGCfg(decoder=DecoderCfg(32, 256, 32), layers=8, waves=10, codes=114, **_FAR), _JUDGE, _PUBLISHED),   # its size is NeRF's own, Head360 gives none
     'released': Head360Cfg(replace(Head360GCfg(), embedded=False, **_SYN)),
     'next3d-tiny': model(small(16, 16, 16, samples=12, **_NEXT), training(.064, 8, .3, 16, log_every=1, **_ALONE), 341),
