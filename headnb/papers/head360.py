@@ -482,7 +482,7 @@ _NEXT = dict(variant='next3d', **_ROOM)
 _FAST, _ALONE, _OWN = dict(share_fakes=True, lr_G=.002, lr_D=.003), dict(latent='random', photo_weight=0.), dict(latent='person')
 _still = partial(small_generator, 32, 32, 32, 12, 64, 1024, 64, 12, kind=ToldGCfg, **CALM)   # EG3D's at that size
 _row = partial(training, 8., 8, .05, 32, share_fakes=True, lr_G=.003, lr_D=.003, gan_weight=.2, **_OWN)   # of the tables, not (2): L_photo of one run was .20 after 1.2 kimg; with batch 16, lr_G .002 and gan_weight 1 after 2.4
-_mini = lambda planes, **kw: model(small(64, 32, planes, 16, w_dim=96, z_dim=64, base=2048, top=72, samples=14, **kw, **_ROOM), training(200., 8, .05, 32, **_FAST, gan_weight=.2, **_OWN), 1536)
+_mini = lambda raw, planes, **kw: model(small(64, raw, planes, 16, w_dim=96, z_dim=64, base=2048, top=72, samples=14, **_ROOM | kw), training(200., 8, .05, raw, **_FAST, gan_weight=.2, **_OWN), 1536)
 _BATCH8 = ScheduleCfg(blur_kimg=50., ema_kimg=2.5)   # 200 kimg and 10 kimg at batch 32
 _SYN, _JUDGE = dict(rig='bilinear:data/synhead100.npz'), DiscriminatorCfg(mbstd_group=2, half='float16')
 _PUBLISHED = Head360TrainCfg(24000., 8, lr_D=.0025, density_weight=.0025, schedule=_BATCH8, photo_weight=1., gan_weight=.01, **_OWN)
@@ -490,8 +490,8 @@ _FAR = dict(render=PAPER.render, superres=PAPER.superres, raw_size=PAPER.raw_siz
 CONFIGS = {
     'tiny': model(small(16, 16, 16, samples=12, **_ROOM), training(.064, 8, .3, 16, log_every=1, **_OWN), 341),
     'micro': model(small(32, 32, 32, 12, 64, 32, 1024, 64, **_ROOM), _row(), 1024),
-    'mini-low': _mini(32),
-    'mini': _mini(64, texture=128),   # G, G_ema and D in 10 MB of bf16
+    'mini-low': _mini(32, 32),
+    'mini': _mini(64, 64, texture=128, mapping=dict(lr_mul=1., zero_c=True)),   # no super-resolution: it draws lines over a face of 16 pixels; a fast mapping, because it has a hundred people to remember; G, G_ema and D in 10 MB of bf16
     'eg3d-micro': model(_still(axes=AXES['eg3d_paper']), _row(), 1024, StillCfg),
     'panohead-micro': model(_still(axes=AXES['panohead'], depth=3, sampler=dict(mode='released')), _row(), 1024, StillCfg, keys=('image', 'raw', 'mask')),
     'nerf-tiny': model(nerf(16, 16, 32, 4, 3, 32, 16, 12), training(.064, 8, .3, 16, log_every=1, **_OWN), 341, NerfCfg, channel_max=32),
