@@ -33,7 +33,7 @@ def test_a_few_pictures_of_each(make, tmp_path, kind):
     assert d.meta['multi_view'] == (kind not in ('frontal', 'full360')) and t['shape'].shape == (4, 80) and t['landmarks'].shape == (4, 68, 2)
     error = np.abs(t['c_true'] - d.labels.numpy()).max()
     assert error > 1e-3 if kind == 'full360' else error < 1e-5                        # known label noise there, none elsewhere
-    if kind == 'expressions': assert t['expression'][0].argmax() == 0 and t['hair'][1] == 0 != t['hair'][0]   # with and without hair
+    if kind == 'expressions': assert t['expression'][0].argmax() == 0 and t['hair'][1] == 0 != t['hair'][0] and (d.labels[2:, 16] == 2*d.labels[:2, 16]).all()   # with and without hair; a far and a near camera
     if kind == 'multiview': assert (t['shape'] == t['shape'][0]).all() and d[0]['image'][:, 0, 0].min() == 255
     if kind == 'clips': assert np.abs(np.diff(t['expression'].astype(np.float32), axis=0)).max() < .25    # smooth
     assert not (tmp_path/f'{kind}_shards').exists()

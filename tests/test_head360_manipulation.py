@@ -10,9 +10,10 @@ from headnb.base.provenance import read_provenance
 from headnb.drive import actor_of, animate, row_codes
 from headnb.field.clips import ANGLES, ARKIT, made_clip, read_clip, write_clip
 from headnb.field.heads import SEG, sample_head
-from headnb.gan.checkpoint import save
+from headnb.gan.checkpoint import open_generator, save
 from headnb.head360 import Heard, LIMIT, Packets, as_clip, change, face_mask, fitted_heads, follow, hair_table, listen, live, main, perform, record, spotted_head, swap_hair, true_views
-from headnb.papers.head360 import Head360, Person, small
+from headnb.likeness import known, worn
+from headnb.papers.head360 import Head360, Person, own_codes, small
 
 MARKS = (8, 19, 24, 30, 31, 35, 48, 54, 51, 57)      # chin, brows, nose, nostrils, corners of the mouth, lips
 
@@ -136,3 +137,42 @@ def test_hair_of_stage_one_is_refused(model, tmp_path, capsys):
     assert main(['hair', file, '--out', str(tmp_path/'x.png'), '--device', 'cpu']) == 2
     assert 'hair swap needs a Head360 after stage 2 (hair detachment); this one is of stage 1' in capsys.readouterr().err and not (tmp_path/'x.png').exists()
     assert main(['hair', model, '--faces', '0', '1', '--out', str(tmp_path/'x.png'), '--device', 'cpu']) == 0
+
+
+@pytest.fixture(scope='module')
+def shipped():
+    "head360-mini and six people of its set: generator, HeadParams, drive at rest, style codes, Person."
+    G, who = open_generator('head360-mini')[0].requires_grad_(False), torch.arange(6)
+    people = [replace(h, neck=(0.,)*3, jaw=(0.,)*3, eyes=(0.,)*3, expression=(0.,)*52) for h in known(3_000_000, who)]
+    ws = G.map(own_codes(who, G.z_dim), G.orbit().expand(6, -1))
+    return G, people, G.rig.join(torch.tensor([h.shape for h in people])), ws, G.person(ws, noise='const')
+
+
+def test_shipped_model_wears_hair(shipped):
+    "The next one's hair on six people, from two sides: where hair is, the picture comes nearer to the truth of the swap; the face changes by less than half of that."
+    G, people, rest, ws, six = shipped
+    rows = []
+    for c in G.orbit(torch.tensor([0., .5]), .1).split(1):
+        made = hair_table(G, ws, six, rest, c).clamp(-1, 1)
+        for i, p in enumerate(people):
+            j = (i + 1) % 6
+            own, true = (true_views(h, rest[i:i+1], c, 64) for h in (p, worn(p, people[j])))
+            face, hair = face_mask(own['seg'], true['seg']), (own['seg'] == SEG.index('hair')) | (true['seg'] == SEG.index('hair'))
+            before, after = made[i, 1 + i][None], made[i, 1 + j][None]
+            rows.append([change(before, after, face), change(before, after, hair), change(after, true['image'], hair), change(before, true['image'], hair)])
+    face, hair, off, off_before = torch.tensor(rows).mean(0)
+    print(f'face {face:.3f}, hair {hair:.3f}; hair to the truth {off:.3f}, before {off_before:.3f}')
+    assert face < .13 and face < .5*hair and off < .6*off_before
+
+
+def test_shipped_model_hears(shipped):
+    "What an open jaw changes in the face, against what it truly changes: cosine, mean of six people; a head that stands still has 0."
+    G, people, rest, ws, _ = shipped
+    drive, c = G.rig.join(torch.tensor([h.shape for h in people]), G.rig.expression_code(jawOpen=1.).expand(6, -1)), G.orbit(torch.zeros(1), .1)
+    made = [G.synthesize(ws, c.expand(6, -1), noise='const', deterministic=True, drive=G.pose(d))['image'].clamp(-1, 1) for d in (rest, drive)]
+    true = [[true_views(p, d[i:i+1], c, 64) for i, p in enumerate(people)] for d in (rest, drive)]
+    face = torch.cat([face_mask(a['seg'], b['seg']) for a, b in zip(*true)])
+    want = torch.cat([b['image'] - a['image'] for a, b in zip(*true)])
+    alike = torch.nn.functional.cosine_similarity(((made[1] - made[0])*face).flatten(1), (want*face).flatten(1))
+    print(alike)
+    assert alike.mean() > .2

@@ -37,7 +37,7 @@ class Spec:
     codes: bool = False             # frontal, clips, expressions: labels carry the codes of the rig behind the camera (shape, expression, neck, jaw, eyes); necks are straight, so that the camera has the whole turn of the head
     lively: bool = False            # frontal: every second picture, and every near one, is a moment of a clip
     gaze: float = 1.                # of near pictures, and of clips
-    near: int = 0                   # frontal: one picture of so many is taken through a longer lens, and its eyes wander `gaze` times as far; 0: none
+    near: int = 0                   # frontal: one picture of so many is taken through a longer lens, and its eyes wander `gaze` times as far; expressions: the last of so many cameras has it; 0: none
     zoom: float = 2.                # by how much it is longer: about 2 shows the face alone
     masks: bool = True
     depth: bool = True
@@ -131,9 +131,11 @@ def _expression(s, i): # person, expression, view, hair: the last runs fastest
     i, v = divmod(i, s.views)
     p, k = divmod(i, 52)
     h = sample_head(s.seed + p, hats=s.hats, specs=s.specs, psi=s.psi)
-    if s.grid: v = random.Random(s.seed*1009 + p*52 + k).sample(range(s.grid), s.grid)[s.skip + v]
-    c = _ring(replace(s, views=s.grid or s.views), v)
-    return replace(h, expression=tuple(float(j == k) for j in range(52)), neck=(0., 0., 0.), eyes=(0., 0., 0.)), c, c, dict(person=p, expression=k, view=v, bare=bool(bare))
+    where = v
+    if s.grid: where = random.Random(s.seed*1009 + p*52 + k).sample(range(s.grid), s.grid)[s.skip + v]
+    c = _ring(replace(s, views=s.grid or s.views), where)
+    if s.near and v % s.near == s.near - 1: c = cropped(c, 0., 0., s.zoom)
+    return replace(h, expression=tuple(float(j == k) for j in range(52)), neck=(0., 0., 0.), eyes=(0., 0., 0.)), c, c, dict(person=p, expression=k, view=where, bare=bool(bare))
 
 
 # ------------------------------------------------------------------ motion
