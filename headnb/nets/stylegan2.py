@@ -241,6 +241,7 @@ class SynthesisCfg:
     half: Literal['none', 'float16', 'bfloat16'] = 'none' # precision of the `half_blocks` largest sides on a GPU
     half_blocks: int = 0
     fused: bool | None = None  # form of the convolutions; None: the faster
+    shared: float = 0.         # not 0: an image of parameters is added to every result; it learns this many times faster than weights
 
 # %% ../../nbs/1_nets/11_stylegan2.ipynb #cd77655a
 class Synthesis(nn.Module):
@@ -254,6 +255,7 @@ class Synthesis(nn.Module):
             half = cfg.half if r >= half_from(cfg.resolution, cfg.half_blocks) else 'none'
             setattr(self, f'b{r}', SynthesisBlock(n_in, n, cfg.w_dim, r, cfg.channels, clamp=cfg.clamp, half=half))
             n_in = n
+        if cfg.shared: self.shared = nn.Parameter(torch.zeros(cfg.channels, cfg.resolution, cfg.resolution))
 
     @property
     def num_ws(self): return count_ws(self.cfg.resolution)
@@ -270,4 +272,4 @@ class Synthesis(nn.Module):
         for k, r in enumerate(widths(cfg)):
             w = ws[:, max(2*k-1, 0):2*k+2].float()
             x, img = getattr(self, f'b{r}')(x, img, w, noise, generator, cfg.fused if fused is None else fused, last=r == cfg.resolution)
-        return img
+        return img + cfg.shared*self.shared if cfg.shared else img
