@@ -54,6 +54,7 @@ class StyleUNetCfg:
     half: Literal['none', 'float16', 'bfloat16'] = 'none' # precision of the `half_blocks` largest blocks on a GPU
     half_blocks: int = 0
     fused: bool | None = None  # form of the convolutions; None: the faster
+    shared: float = 0.         # as in SynthesisCfg
 
     def __post_init__(self):
         powers = all(r >= 4 and r & (r-1) == 0 for r in (self.resolution, self.cond_size, self.low))
@@ -76,6 +77,7 @@ class StyleUNet(nn.Module):
         for r in self.sides():
             half = cfg.half if r >= half_from(cfg.resolution, cfg.half_blocks) else 'none'
             setattr(self, f'b{r}', SynthesisBlock(n[r//2], n[r], cfg.w_dim, r, cfg.channels, clamp=cfg.clamp, half=half))
+        if cfg.shared: self.shared = nn.Parameter(torch.zeros(cfg.channels, cfg.resolution, cfg.resolution))
 
     def sides(self):
         "The sides of the blocks, smallest first."
@@ -111,4 +113,4 @@ def forward(self: StyleUNet,
         k = 2*int(math.log2(r)) - 5
         x, img = getattr(self, f'b{r}')(x, img, ws[:, k:k + 3].float(), noise, generator, cfg.fused, last=r == cfg.resolution)
         if r in joins: x = joins[r](torch.cat([x, bridge[r].to(x.dtype)], 1))
-    return img
+    return img + cfg.shared*self.shared if cfg.shared else img

@@ -129,7 +129,7 @@ def small(side, raw,                  # of the image and of the volume rendering
           box=1.1, near=2.2, far=3.2, # side of the box, depth limits
           stage=1,
           texture=None,               # its side; None: that of the planes
-          shared=0.,                  # of SynthesisCfg: of the texture
+          shared=0.,                  # of SynthesisCfg: of the texture and of the completed front
           mapping={}, jitter='ray',   # other fields of its mapping; of its rays
           **more):                    # other fields
     "A configuration for a CPU, driven by the head that ships."
@@ -137,10 +137,10 @@ def small(side, raw,                  # of the image and of the volume rendering
     p, C, up = len(sides.planes), channels*(len(sides.planes[0]) if sides.join == 'concat' else 1), side//raw
     texture = texture or planes
     net = lambda size, c, **kw: SynthesisCfg(w_dim, size, c, base, top, **kw)
-    unet = lambda size, low: StyleUNetCfg(w_dim, planes, channels, channels, size, low, channel_base=base, channel_max=top)
+    unet = lambda size, low, **kw: StyleUNetCfg(w_dim, planes, channels, channels, size, low, channel_base=base, channel_max=top, **kw)
     sr = superres_cfg('none') if up == 1 else superres_cfg(f'up{up}', size=raw, channels=C, w_dim=w_dim, clamp=None)
     return Head360GCfg(MappingCfg(z_dim, w_dim=w_dim, num_ws=count_ws(planes) + count_ws(texture), **mapping), net(planes, p*C), SamplerCfg(AXES[variant], box_warp=box), DecoderCfg(C, 2*C, C), RenderCfg(samples, 0, near, far, box, white_back=variant != 'next3d', jitter=jitter), sr, raw,
-                       net(texture, channels, shared=shared), sides, CompletionCfg(unet(planes//2, max(planes//8, 4)), unet(planes, planes//4)), stage=stage, landmarks=70, lips=(48, 60), least=1, **dict(sr_mapping=None) | more)
+                       net(texture, channels, shared=shared), sides, CompletionCfg(unet(planes//2, max(planes//8, 4)), unet(planes, planes//4, shared=shared)), stage=stage, landmarks=70, lips=(48, 60), least=1, **dict(sr_mapping=None) | more)
 
 # %% ../../nbs/4_papers/45_head360.ipynb #a6918542
 @patch
@@ -492,7 +492,7 @@ CONFIGS = {
     'tiny': model(small(16, 16, 16, samples=12, **_ROOM), training(.064, 8, .3, 16, log_every=1, **_OWN), 341),
     'micro': model(small(32, 32, 32, 12, 64, 32, 1024, 64, **_ROOM), _row(), 1024),
     'mini-low': _mini(32, 32),
-    'mini': _mini(64, 64, texture=128, shared=100., mapping=dict(lr_mul=1., zero_c=True)),   # no super-resolution: it draws lines over a face of 16 pixels; a fast mapping, because it has people to remember, and a shared texture, because eyes lie at the same texels of all; G, G_ema and D in 10 MB of bf16
+    'mini': _mini(64, 64, texture=128, shared=400., mapping=dict(lr_mul=1., zero_c=True)),   # no super-resolution: it draws lines over a face of 16 pixels; a fast mapping, because it has a hundred people to remember; shared images, because eyes lie at the same place of all; G, G_ema and D in 10 MB of bf16
     'eg3d-micro': model(_still(axes=AXES['eg3d_paper']), _row(), 1024, StillCfg),
     'panohead-micro': model(_still(axes=AXES['panohead'], depth=3, sampler=dict(mode='released')), _row(), 1024, StillCfg, keys=('image', 'raw', 'mask')),
     'nerf-tiny': model(nerf(16, 16, 32, 4, 3, 32, 16, 12), training(.064, 8, .3, 16, log_every=1, **_OWN), 341, NerfCfg, channel_max=32),
